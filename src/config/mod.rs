@@ -1,0 +1,280 @@
+//! Settings: as written (`dom0d.toml`, flags) and as validated.
+//!
+//! The file is TOML; an unknown key, a wrong type or a value out of its range stops the daemon with the file,
+//! the line and what is allowed. `config/dom0d.toml` lists every key with its default, its unit and why.
+//! Flags win over the file. Each room takes its own part of [`Settings`] and no other.
+
+use crate::model::SafePath;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+mod load;
+pub use load::{ConfigError, Overrides, load};
+
+/// All settings, validated. Durations carry their unit in their name; sizes theirs.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    pub world: World,
+    pub state: State,
+    pub wire: Wire,
+    pub dialect: Dialect,
+    pub access: Access,
+    pub jobs: Jobs,
+    pub events: Events,
+    pub vm: Vm,
+    pub log: Log,
+}
+
+/// Which worlds the daemon works on.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct World {
+    pub toolstack: ToolstackChoice,
+    pub kernel: WorldChoice,
+    pub host: WorldChoice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ToolstackChoice {
+    Auto,
+    Xl,
+    Sim,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorldChoice {
+    Linux,
+    Sim,
+}
+
+/// Where state lies and how much disk it may use.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct State {
+    /// The store, the ledger, certificates, the password's hash.
+    pub dir: PathBuf,
+    /// Disk space kept aside so that `stop_vm` and recovery still work when the disk is full, MiB.
+    pub reserve_mib: u64,
+    /// Memory sled may use as page cache, MiB.
+    pub cache_mib: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wire {
+    pub listen: SocketAddr,
+    /// The operator's socket. Empty: `<state dir>/dom0d.sock`.
+    pub socket: PathBuf,
+    /// The group (besides root) that may use the operator's socket.
+    pub socket_group: String,
+    /// Serve plain HTTP on the same port. Credentials then travel in the clear.
+    pub plain_http: bool,
+    pub max_connections: usize,
+    pub max_connections_per_address: usize,
+    /// From the first byte of a request to the end of its head, and for the TLS handshake.
+    pub head_timeout_ms: u64,
+    pub body_timeout_ms: u64,
+    /// A kept-alive connection without a request is closed after this.
+    pub idle_timeout_ms: u64,
+    /// A reader slower than this for a whole answer is dropped.
+    pub write_timeout_ms: u64,
+    pub max_head_bytes: usize,
+    pub max_body_bytes: usize,
+    pub max_depth: usize,
+    pub max_values: usize,
+    /// After escaping.
+    pub max_answer_bytes: usize,
+    /// How long a stopping daemon waits for calls under way.
+    pub drain_timeout_ms: u64,
+}
+
+/// The Oracle VM release whose manner the answers follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Dialect {
+    #[serde(rename = "3.2")]
+    V32,
+    #[serde(rename = "3.3")]
+    V33,
+}
+
+/// What the password may do once a manager owns the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PasswordAfterOwnership {
+    Admin,
+    None,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Access {
+    pub password_after_ownership: PasswordAfterOwnership,
+    /// Wrong passwords from one address in a minute, after which that address waits. Cached good
+    /// credentials are never delayed.
+    pub max_failures_per_minute: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jobs {
+    /// Jobs accepted and not yet ended; a further one is refused.
+    pub max_open: usize,
+    /// Jobs running at once.
+    pub max_running: usize,
+    /// Ended jobs kept.
+    pub history: usize,
+    /// A job without a deadline of its own ends after this.
+    pub default_deadline_s: u64,
+    /// After a cancel, how long a step may go on before it is dropped.
+    pub cancel_bound_s: u64,
+    /// A synchronous verb answers after at most this, with a fault naming the job, which goes on. Less than
+    /// the 900 s after which the dialect's clients give up.
+    pub wait_limit_s: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Events {
+    /// Events kept.
+    pub history: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vm {
+    /// Disks lie below this folder: `<repositories>/<repo id>/VirtualDisks/…`.
+    pub repositories: SafePath,
+    /// Kernels and initial RAM disks for direct boot lie below this folder, and nowhere else.
+    pub kernels: SafePath,
+    /// How long a guest may take to shut down when asked, before `stop_vm` fails (or, with `force`, destroys).
+    pub shutdown_timeout_s: u64,
+    /// One call of the toolstack ends after this at the latest.
+    pub toolstack_timeout_s: u64,
+    /// Every so often the record is compared with the world even if nothing was seen to change.
+    pub discovery_interval_s: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// journald when systemd started us, text otherwise.
+    Auto,
+    Text,
+    Json,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            world: World::default(),
+            state: State::default(),
+            wire: Wire::default(),
+            dialect: Dialect::V32,
+            access: Access::default(),
+            jobs: Jobs::default(),
+            events: Events::default(),
+            vm: Vm::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self { toolstack: ToolstackChoice::Auto, kernel: WorldChoice::Linux, host: WorldChoice::Linux }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { dir: PathBuf::from("/var/lib/dom0d"), reserve_mib: 16, cache_mib: 2 }
+    }
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8899)),
+            socket: PathBuf::new(),
+            socket_group: "dom0d".to_owned(),
+            plain_http: false,
+            max_connections: 1024,
+            max_connections_per_address: 256,
+            head_timeout_ms: 10_000,
+            body_timeout_ms: 60_000,
+            idle_timeout_ms: 120_000,
+            write_timeout_ms: 60_000,
+            max_head_bytes: 32 * 1024,
+            max_body_bytes: 4 * 1024 * 1024,
+            max_depth: 32,
+            max_values: 200_000,
+            max_answer_bytes: 32 * 1024 * 1024,
+            drain_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self { password_after_ownership: PasswordAfterOwnership::Admin, max_failures_per_minute: 10 }
+    }
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            max_open: 10_000,
+            max_running: 64,
+            history: 10_000,
+            default_deadline_s: 3600,
+            cancel_bound_s: 30,
+            wait_limit_s: 840,
+        }
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { history: 100_000 }
+    }
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        let path = |text| SafePath::parse(text).expect("a constant that the test below parses");
+        Self {
+            repositories: path("/OVS/Repositories"),
+            kernels: path("/var/lib/dom0d/kernels"),
+            shutdown_timeout_s: 180,
+            toolstack_timeout_s: 120,
+            discovery_interval_s: 600,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: LogLevel::Info, format: LogFormat::Auto }
+    }
+}

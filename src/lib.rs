@@ -1,0 +1,30 @@
+//! dom0d turns a plain Xen host into a managed one.
+//!
+//! The house has floors; imports run down only, and rooms of one floor do not import each other
+//! (`tests/architecture.rs` holds this):
+//!
+//! ```text
+//! 6  main.rs  bin/dom0ctl.rs  agent      entrances and the composition root, the only room that knows every room
+//! 5  api                                 the verb table: names, typed parameters, roles -> a read, or a job
+//! 4  operation                           plans made of serialised steps, and the executor that runs each kind
+//! 3  vm  host                            the domains: pure machines and planners, and their records
+//! 2  job  event  wire                    the engine, the numbered events, XML-RPC over TLS
+//! 1  xen  kernel  machine                drivers: a trait per world, each with a real and a simulated body
+//! 0  model  store  config  sim           types that cannot be wrong, the store, settings, the simulated world
+//! ```
+
+pub mod agent;
+pub mod api;
+pub mod config;
+pub mod event;
+pub mod host;
+pub mod job;
+pub mod kernel;
+pub mod machine;
+pub mod model;
+pub mod operation;
+pub mod sim;
+pub mod store;
+pub mod vm;
+pub mod wire;
+pub mod xen;

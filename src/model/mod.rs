@@ -1,0 +1,70 @@
+//! Ids, names, addresses and sizes: types that cannot be wrong.
+//!
+//! A value of one of these types has been checked once, where it came in, and is not checked again. Each
+//! `parse` says in its error what is allowed. Nothing here does I/O or knows a domain.
+
+mod id;
+mod name;
+mod secret;
+mod size;
+mod time;
+
+pub use id::{EventNumber, JobId, RepoId, VmId};
+pub use name::{BridgeName, IfName, Label, Mac, SafePath, Text, VmName};
+pub use secret::Secret;
+pub use size::{Bytes, KiB, MiB};
+pub use time::Timestamp;
+
+/// A value that is not of its type: which type, what was wrong, and what is allowed. It never repeats more
+/// than a short, escaped piece of the input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {problem}; allowed: {allowed}")]
+pub struct Invalid {
+    pub what: &'static str,
+    pub problem: String,
+    pub allowed: &'static str,
+}
+
+impl Invalid {
+    pub fn new(what: &'static str, problem: impl Into<String>, allowed: &'static str) -> Self {
+        Self { what, problem: problem.into(), allowed }
+    }
+}
+
+/// At most 40 characters of `text`, quoted, with control characters escaped, for error messages.
+pub fn excerpt(text: &str) -> String {
+    let mut short: String = text.chars().take(40).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    format!("{short:?}")
+}
+
+/// Implements `Display`, `FromStr`, and serde by way of the text form, for a type with `parse` and `as_str`.
+macro_rules! text_type {
+    ($type:ty) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str().as_ref())
+            }
+        }
+        impl std::str::FromStr for $type {
+            type Err = $crate::model::Invalid;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Self::parse(text)
+            }
+        }
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str().as_ref())
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                Self::parse(&text).map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use text_type;

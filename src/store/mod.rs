@@ -1,0 +1,42 @@
+//! The embedded store: typed tables, atomic transactions that are on disk when `commit` returns, numbered logs,
+//! and a ledger that a human can read.
+//!
+//! Words: a *table* is a typed key-value map; a *transaction* changes several tables, all or nothing; the
+//! *commit number* rises by one with each; an *append* gives its value the next number of its table, without
+//! holes, in commit order; the *ledger* is the desired state as JSON, beside the store, in two copies.
+//!
+//! sled is used as measured (it does not fsync, panics on some damage, blocks): one writer thread with group
+//! commit and an own `fdatasync`, values in envelopes with version and checksum, the commit number written into
+//! every table a transaction touches and compared at open, `open` under `catch_unwind`. Nothing outside this
+//! room knows that sled exists; `memory` is the body for tests in virtual time.
+
+mod table;
+
+pub use table::{Importance, Key, Op, Table, Txn};
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing was written. Free some space; verbs that need no space still work.
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
+    /// The store can only be read. Nothing was written.
+    #[error("the store is read-only: {0}")]
+    ReadOnly(String),
+    /// A value did not pass its checksum or version, or tables disagree.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    #[error("the store failed: {0}")]
+    Io(String),
+    /// The store was closed (the daemon is stopping).
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// What a commit did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    pub number: u64,
+    /// The numbers that the transaction's appends were given, in order.
+    pub appended: Vec<u64>,
+}

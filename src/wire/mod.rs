@@ -1,0 +1,89 @@
+//! XML-RPC over HTTP/1.1 over TLS, plain TCP, or the operator's Unix socket: bytes to [`Call`], [`Answer`] to
+//! bytes, who is calling, and every limit that holds before we know who it is. Knows no verb.
+//!
+//! Words: a *call* is one `<methodCall>` from an authenticated *caller*; an *answer* is what goes back, a value
+//! or a fault; an *encoded* value is the bytes of a `<value>` element made earlier and sent as they are.
+//!
+//! A caller that hangs up drops its call's future here; what the call started (a job) goes on elsewhere.
+
+use futures_util::future::BoxFuture;
+use std::net::SocketAddr;
+use std::sync::Arc;
+pub use xmlrpc::{Fault, Value};
+
+/// What a caller may do: each role includes those after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Viewer,
+    Operator,
+    Admin,
+}
+
+/// Who is calling, once known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// HTTP Basic, user `oracle`.
+    Password,
+    /// A client certificate that the owner's pin accepts; SHA-256 of its DER in lower-case hex.
+    Owner { fingerprint: String },
+    /// The operator's Unix socket.
+    Local { uid: u32, pid: i32 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    pub identity: Identity,
+    pub role: Role,
+    /// `None` on the Unix socket.
+    pub address: Option<SocketAddr>,
+    pub tls: bool,
+}
+
+/// `password@192.0.2.1`, `owner:ab12cd34@192.0.2.1`, `local:0`: for the audit.
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.identity {
+            Identity::Password => f.write_str("password")?,
+            Identity::Owner { fingerprint } => {
+                write!(f, "owner:{}", &fingerprint[..fingerprint.len().min(8)])?
+            }
+            Identity::Local { uid, .. } => write!(f, "local:{uid}")?,
+        }
+        match self.address {
+            Some(address) => write!(f, "@{}", address.ip()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One decoded request.
+#[derive(Debug)]
+pub struct Call {
+    pub method: String,
+    pub params: Vec<Value>,
+    pub caller: Caller,
+}
+
+/// A `<value>…</value>` element, encoded once and sent many times.
+#[derive(Debug, Clone)]
+pub struct Encoded(pub Arc<[u8]>);
+
+/// What a call is answered with when it did not fail.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    Value(Value),
+    /// An array whose elements were encoded before.
+    Array(Vec<Encoded>),
+}
+
+impl From<Value> for Answer {
+    fn from(value: Value) -> Self {
+        Self::Value(value)
+    }
+}
+
+/// The floor above: answers calls.
+pub trait Handler: Send + Sync + 'static {
+    fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, Fault>>;
+}
