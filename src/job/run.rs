@@ -1,0 +1,336 @@
+//! One job's run: steps forward with intent and outcome on disk, and back if one fails.
+//!
+//! Only this task writes the job's record. A commit that fails for want of disk space or because the store is
+//! gone is tried again for as long as the daemon lives: an effect whose outcome cannot be written is worse than
+//! a job that holds its locks, visibly.
+
+use super::engine::{CANCELS, Engine, OpenJob};
+use super::record::{CancelRecord, JOBS, JobFault, JobRecord, JobState, PLANS, StepState, StoredPlan};
+use super::{Outcome, Resume, StepContext};
+use crate::model::{JobId, Timestamp};
+use crate::store::{Importance, StoreError, Txn};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// One undo step ends after this at the latest; the next is tried all the same.
+const UNDO_BOUND: Duration = Duration::from_secs(120);
+
+/// Between two tries of a commit that the store refused.
+const COMMIT_RETRY: Duration = Duration::from_millis(500);
+
+/// The daemon is stopping: the job stays open on disk and goes on at the next start.
+struct Parked;
+
+struct Run {
+    engine: Engine,
+    open: Arc<OpenJob>,
+    record: JobRecord,
+    plan: StoredPlan,
+    /// What the next commit writes beside the record.
+    pending: Txn,
+    then: Vec<Box<dyn FnOnce() + Send>>,
+    deadline: Instant,
+    /// The step that a crash left in doubt, until it has run again.
+    in_doubt: Option<usize>,
+}
+
+pub(super) async fn run(engine: Engine, id: JobId, open: Arc<OpenJob>) {
+    let plan = open.plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let Some(plan) = plan else { return };
+    let record = JobRecord::clone(&open.record.borrow());
+    let left = Duration::from_millis(record.deadline.0.saturating_sub(Timestamp::now().0));
+    let in_doubt = record.steps.iter().position(|s| s.state == StepState::Intended);
+    let mut pending = Txn::new();
+    if open.essential {
+        pending.set_importance(Importance::Essential);
+    }
+    let deadline = Instant::now() + left;
+    let mut run = Run { engine, open, record, plan, pending, then: Vec::new(), deadline, in_doubt };
+    tracing::debug!(job = %id, verb = run.record.verb, "job runs");
+    if run.to_the_end().await.is_err() {
+        tracing::info!(job = %id, verb = run.record.verb, "job is parked until the next start");
+        run.engine.parked(&run.open);
+    }
+}
+
+impl Run {
+    async fn to_the_end(&mut self) -> Result<(), Parked> {
+        let fault = match self.record.state {
+            JobState::Undoing => self.record.fault.clone(),
+            _ => self.forward().await?,
+        };
+        match fault {
+            None => self.end(JobState::Succeeded).await,
+            Some(fault) => {
+                self.record.fault = Some(fault);
+                self.backward().await?;
+                let cancelled = self.record.fault.as_ref().is_some_and(|f| f.name == "CANCELLED");
+                self.end(if cancelled { JobState::Cancelled } else { JobState::Failed }).await
+            }
+        }
+    }
+
+    /// Runs the steps that are not done. `Some`: why it stopped.
+    async fn forward(&mut self) -> Result<Option<JobFault>, Parked> {
+        self.record.state = JobState::Running;
+        self.record.started.get_or_insert(Timestamp::now());
+        if let Some(step) = self.in_doubt
+            && self.plan.steps[step].resume == Resume::Undo
+        {
+            let text = format!("the agent died during step {}", self.record.steps[step].name);
+            return Ok(Some(JobFault::new("INTERRUPTED", text)));
+        }
+        for step in 0..self.plan.steps.len() {
+            if self.record.steps[step].state == StepState::Done {
+                continue;
+            }
+            if let Some(fault) = self.called_off() {
+                return Ok(Some(fault));
+            }
+            if self.engine.0.halt.is_cancelled() {
+                return Err(Parked);
+            }
+            self.record.steps[step].started = Some(Timestamp::now());
+            self.record.steps[step].state = StepState::Intended;
+            if self.plan.steps[step].effect && self.in_doubt != Some(step) {
+                self.commit(true).await?;
+            } else {
+                self.flush_before(step).await?;
+            }
+            let result = self.perform(step).await?;
+            self.in_doubt = None;
+            self.record.steps[step].ended = Some(Timestamp::now());
+            match result {
+                Ok(outcome) => self.take(step, outcome),
+                Err(fault) => {
+                    let stopped = fault.name == "CANCELLED";
+                    let fault = self.called_off().filter(|_| stopped).unwrap_or(fault);
+                    self.record.steps[step].state = StepState::Failed;
+                    self.record.steps[step].error = Some(fault.clone());
+                    return Ok(Some(fault));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the step before wants done after its commit must be done before this one looks.
+    async fn flush_before(&mut self, _step: usize) -> Result<(), Parked> {
+        if self.then.is_empty() && self.pending.is_empty() {
+            self.publish();
+            return Ok(());
+        }
+        self.commit(true).await
+    }
+
+    fn take(&mut self, step: usize, outcome: Outcome) {
+        self.record.steps[step].state = StepState::Done;
+        self.plan.outcomes[step] = outcome.value;
+        self.pending.merge(outcome.writes);
+        self.then.extend(outcome.then);
+        let weights: Vec<u32> = self.plan.steps.iter().map(|s| s.weight).collect();
+        self.record.progress = progress(&weights, step, 100);
+    }
+
+    /// Whether the job should end before its next step, and why.
+    fn called_off(&self) -> Option<JobFault> {
+        // The deadline cancels the token too, so that the step stops early; only a request is a cancel.
+        if let Some(request) = self.cancel_request() {
+            return Some(JobFault::new("CANCELLED", format!("cancelled by {}", request.by)));
+        }
+        if Instant::now() >= self.deadline {
+            return Some(JobFault::new("JOB_DEADLINE", "the job's deadline has passed"));
+        }
+        None
+    }
+
+    fn cancel_request(&self) -> Option<CancelRecord> {
+        self.open.cancelled_by.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Runs one step until it ends, or its time is up after a cancel, the deadline, or the daemon's stop.
+    async fn perform(&mut self, step: usize) -> Result<Result<Outcome, JobFault>, Parked> {
+        let context = self.context(step);
+        let executor = Arc::clone(&self.engine.0.executor);
+        let planned = self.plan.steps[step].clone();
+        let bound = Duration::from_secs(self.engine.0.settings.cancel_bound_s);
+        // In a task of its own, so that a panic in a step fails the step and not the run.
+        let mut task = tokio::spawn(async move { executor.run(&planned, &context).await });
+        let cancel = self.open.cancel.clone();
+        let halt = self.engine.0.halt.clone();
+        let called_off = async {
+            tokio::select! {
+                () = cancel.cancelled() => tokio::time::sleep(bound).await,
+                () = tokio::time::sleep_until(self.deadline) => {
+                    cancel.cancel();
+                    tokio::time::sleep(bound).await;
+                }
+            }
+        };
+        tokio::select! {
+            joined = &mut task => Ok(joined.unwrap_or_else(|error| Err(panic_fault(&error)))),
+            () = called_off => {
+                task.abort();
+                let why = self.called_off().unwrap_or_else(|| JobFault::new("JOB_DEADLINE", "time is up"));
+                Ok(Err(why))
+            }
+            // The step may still end well within the drain time; its outcome is then written as usual.
+            () = async { halt.cancelled().await; tokio::time::sleep(HALT_GRACE).await } => {
+                task.abort();
+                Err(Parked)
+            }
+        }
+    }
+
+    /// Takes back, in reverse order, what was done or may have been. Goes on after a failure.
+    async fn backward(&mut self) -> Result<(), Parked> {
+        let concerned = |state| matches!(state, StepState::Done | StepState::Intended | StepState::Failed);
+        let steps: Vec<usize> = (0..self.plan.steps.len())
+            .rev()
+            .filter(|i| self.plan.steps[*i].undo && concerned(self.record.steps[*i].state))
+            .collect();
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.record.state = JobState::Undoing;
+        self.pending.set_importance(Importance::Essential);
+        self.commit(true).await?;
+        for step in steps {
+            if self.engine.0.halt.is_cancelled() {
+                return Err(Parked);
+            }
+            let mut context = self.context(step);
+            // A cancel ends the way forward; the way back is not called off by it.
+            context.cancelled = tokio_util::sync::CancellationToken::new();
+            let executor = Arc::clone(&self.engine.0.executor);
+            let planned = self.plan.steps[step].clone();
+            let outcome = self.plan.outcomes[step].clone();
+            let task = tokio::spawn(async move { executor.undo(&planned, outcome.as_ref(), &context).await });
+            let abort = task.abort_handle();
+            let result = match tokio::time::timeout(UNDO_BOUND, task).await {
+                Ok(joined) => joined.unwrap_or_else(|error| Err(panic_fault(&error))),
+                Err(_) => {
+                    abort.abort();
+                    Err(JobFault::new("TIMEOUT", format!("undo took more than {} s", UNDO_BOUND.as_secs())))
+                }
+            };
+            match result {
+                Ok(outcome) => {
+                    self.record.steps[step].state = StepState::Undone;
+                    self.pending.merge(outcome.writes);
+                    self.then.extend(outcome.then);
+                }
+                Err(fault) => {
+                    tracing::error!(job = %self.record.id, step = self.record.steps[step].name, %fault, "undo failed");
+                    self.record.steps[step].state = StepState::UndoFailed;
+                    self.record.steps[step].error = Some(fault);
+                }
+            }
+            self.commit(true).await?;
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self, state: JobState) -> Result<(), Parked> {
+        self.record.state = state;
+        self.record.ended = Some(Timestamp::now());
+        self.record.cancel = self.cancel_request();
+        if state == JobState::Succeeded {
+            self.record.progress = 100;
+            self.record.result = self.plan.outcomes.iter().rev().find_map(Clone::clone);
+        }
+        self.record.children = self.open.record.borrow().children.clone();
+        let id = self.record.id;
+        self.pending.delete(&PLANS, &id);
+        if self.record.cancel.is_some() {
+            self.pending.delete(&CANCELS, &id);
+        }
+        self.engine.0.executor.ended(&self.record, &mut self.pending);
+        self.commit(false).await?;
+        let last = self.record.clone();
+        self.engine.finish(id, &self.open, last);
+        Ok(())
+    }
+
+    /// Writes the record, the plan's outcomes if `plan`, and what is pending, in one transaction.
+    async fn commit(&mut self, plan: bool) -> Result<(), Parked> {
+        let mut txn = std::mem::take(&mut self.pending);
+        if self.open.essential || self.record.state != JobState::Running {
+            txn.set_importance(Importance::Essential);
+            self.pending.set_importance(Importance::Essential);
+        }
+        self.record.children = self.open.record.borrow().children.clone();
+        let id = self.record.id;
+        txn.put(&JOBS, &id, &self.record);
+        if plan {
+            txn.put(&PLANS, &id, &self.plan);
+        }
+        self.write(txn).await?;
+        for then in self.then.drain(..) {
+            then();
+        }
+        if plan {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, txn: Txn) -> Result<(), Parked> {
+        let mut told = false;
+        loop {
+            match self.engine.0.store.commit(txn.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Closed) => return Err(Parked),
+                Err(error) => {
+                    if !told {
+                        tracing::error!(job = %self.record.id, %error, "a job's record cannot be written; trying on");
+                        told = true;
+                    }
+                    if self.engine.0.halt.is_cancelled() {
+                        return Err(Parked);
+                    }
+                    tokio::time::sleep(COMMIT_RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let mut record = self.record.clone();
+        record.children = self.open.record.borrow().children.clone();
+        self.open.record.send_replace(Arc::new(record));
+    }
+
+    fn context(&self, step: usize) -> StepContext {
+        StepContext {
+            job: self.record.id,
+            verb: self.record.verb.clone(),
+            caller: self.record.caller.clone(),
+            step,
+            resumed: self.in_doubt == Some(step),
+            cancelled: self.open.cancel.clone(),
+            engine: self.engine.clone(),
+        }
+    }
+}
+
+/// How long a step may go on once the daemon stops.
+const HALT_GRACE: Duration = Duration::from_secs(5);
+
+fn panic_fault(error: &tokio::task::JoinError) -> JobFault {
+    if error.is_panic() {
+        tracing::error!(%error, "a step panicked");
+        JobFault::new("INTERNAL", "the step failed in a way that was not foreseen; the log says more")
+    } else {
+        JobFault::new("INTERRUPTED", "the step was stopped")
+    }
+}
+
+/// The job's progress when `step` is at `percent`.
+pub(super) fn progress(weights: &[u32], step: usize, percent: u8) -> u8 {
+    let total: u64 = weights.iter().map(|w| u64::from(*w)).sum::<u64>().max(1);
+    let before: u64 = weights.iter().take(step).map(|w| u64::from(*w)).sum();
+    let own = weights.get(step).map_or(0, |w| u64::from(*w)) * u64::from(percent.min(100)) / 100;
+    u8::try_from((before + own) * 100 / total).unwrap_or(100).min(100)
+}
