@@ -9,7 +9,7 @@
 
 use crate::config;
 use crate::model::{EventNumber, JobId, Timestamp};
-use crate::store::{Range, Store, StoreError, Table, Txn};
+use crate::store::{Key, Range, Store, StoreError, Table, Txn};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -159,7 +159,7 @@ impl Log {
         page.last = page.gap.map_or(query.since, |gap| gap.to);
         let limit = query.limit.max(1);
         while page.events.len() < limit && page.last < newest {
-            let rows = self.store.scan(&EVENTS, Range::after(&page.last, SCAN_PAGE)).await?;
+            let rows = self.store.scan(&EVENTS, Range::after(page.last.bytes()).limit(SCAN_PAGE)).await?;
             let Some((newest_row, _)) = rows.last() else { break };
             let end = EventNumber(number(newest_row));
             for (key, event) in rows {

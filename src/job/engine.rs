@@ -10,7 +10,7 @@ use super::recurring::RecurringTable;
 use super::{Executor, Submission};
 use crate::config;
 use crate::model::{JobId, Timestamp};
-use crate::store::{Range, Store, StoreError, Table, Txn};
+use crate::store::{Key, Range, Store, StoreError, Table, Txn};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -147,7 +147,7 @@ impl Engine {
     }
 
     async fn load_open(&self) -> Result<(), StoreError> {
-        let plans = self.0.store.scan(&PLANS, Range::all(usize::MAX)).await?;
+        let plans = self.0.store.scan(&PLANS, Range::all()).await?;
         let mut jobs = Vec::new();
         for (key, plan) in plans {
             let id = JobId(number(&key));
@@ -412,7 +412,7 @@ impl Engine {
         let mut found = Vec::new();
         let mut before = listing.before.unwrap_or(JobId(u64::MAX));
         loop {
-            let page = self.0.store.scan(&JOBS, Range::before(&before, 256)).await?;
+            let page = self.0.store.scan(&JOBS, Range::before(before.bytes()).reversed().limit(256)).await?;
             let Some((last, _)) = page.last() else { return Ok(found) };
             before = JobId(number(last));
             for (key, stored) in page {
@@ -488,7 +488,7 @@ impl Engine {
         let mut from = 0;
         let mut gone = 0;
         loop {
-            let page = self.0.store.scan(&JOBS, Range::between(&from, &(floor + 1), PAGE)).await?;
+            let page = self.0.store.scan(&JOBS, below(from, floor + 1).limit(PAGE)).await?;
             let Some((key, _)) = page.last() else { return Ok(gone) };
             from = number(key) + 1;
             let mut txn = Txn::essential();
@@ -522,6 +522,11 @@ fn matches(listing: &Listing, record: &JobRecord) -> bool {
 fn digest(submission: &Submission) -> u32 {
     let text = format!("{} {}", submission.verb, submission.params);
     crc32c::crc32c(text.as_bytes())
+}
+
+/// The jobs from `from` to before `end`.
+fn below(from: u64, end: u64) -> Range {
+    Range { from: std::ops::Bound::Included(from.bytes()), ..Range::before(end.bytes()) }
 }
 
 /// The number a key of eight big-endian bytes stands for; 0 for any other key, which our tables do not have.
