@@ -126,6 +126,8 @@ pub struct StepContext {
     pub step: usize,
     /// Whether this is a step that a crash left in doubt.
     pub resumed: bool,
+    /// What the steps before this one answered.
+    pub outcomes: Arc<Vec<Option<serde_json::Value>>>,
     /// Cancelled when the job is; a step that can stop early then returns `CANCELLED`.
     pub cancelled: CancellationToken,
     pub(crate) engine: Engine,

@@ -309,6 +309,7 @@ impl Run {
             caller: self.record.caller.clone(),
             step,
             resumed: self.in_doubt == Some(step),
+            outcomes: Arc::new(self.plan.outcomes.clone()),
             cancelled: self.open.cancel.clone(),
             engine: self.engine.clone(),
         }

@@ -1,0 +1,257 @@
+//! Plans: what a caller asks of a VM or the host, as steps and locks. Pure, so that a dry run answers exactly
+//! what a real run would do.
+//!
+//! Every job takes `host` at least shared, so that a reboot of the host, which takes it alone, waits for all
+//! and lets none in.
+
+use super::step::{Hotplug, Step};
+use crate::config;
+use crate::job::{LockWant, PlannedStep};
+use crate::model::{SafePath, VmId};
+use crate::vm::{Action, Intent, VmRecord, VmState};
+use crate::xen::Trigger;
+use crate::xen::config::DomainConfig;
+
+/// A plan: the steps in order, and the locks they need.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub about: String,
+    pub locks: Vec<LockWant>,
+    pub steps: Vec<PlannedStep>,
+    /// May use the reserve of disk space: it frees something, or ends something.
+    pub essential: bool,
+}
+
+impl Plan {
+    fn new(about: impl Into<String>, locks: Vec<LockWant>, steps: Vec<Step>) -> Self {
+        let steps = steps.into_iter().map(Step::planned).collect();
+        Self { about: about.into(), locks, steps, essential: false }
+    }
+
+    fn essential(mut self) -> Self {
+        self.essential = true;
+        self
+    }
+}
+
+/// Names and MACs are unique on the host; whoever changes one holds this.
+const NAMES: &str = "vm-names";
+
+fn vm_locks(vm: VmId) -> Vec<LockWant> {
+    vec![LockWant::shared("host"), LockWant::exclusive(VmRecord::lock(vm))]
+}
+
+fn naming_locks(vm: VmId) -> Vec<LockWant> {
+    let mut locks = vm_locks(vm);
+    locks.push(LockWant::exclusive(NAMES));
+    locks
+}
+
+fn host_locks(part: &str) -> Vec<LockWant> {
+    vec![LockWant::shared("host"), LockWant::exclusive(part)]
+}
+
+pub fn create_vm(record: VmRecord) -> Plan {
+    let about = format!("create VM {}", record.config.name);
+    let locks = naming_locks(record.id());
+    let record = Box::new(record);
+    let steps = vec![Step::CheckNewVm { record: record.clone() }, Step::PutVm { record, created: true }];
+    Plan::new(about, locks, steps)
+}
+
+/// Replaces the configuration of a VM that is off.
+pub fn set_vm_config(record: VmRecord) -> Plan {
+    let vm = record.id();
+    let record = Box::new(record);
+    let steps = vec![Step::CheckVm { vm, action: Action::Reconfigure }, Step::PutVm { record, created: false }];
+    Plan::new(format!("set the configuration of VM {vm}"), naming_locks(vm), steps)
+}
+
+/// Changes a VM from `old` to `new`, in the running domain too if it has one.
+pub fn configure_vm(state: VmState, old: &VmRecord, new: VmRecord) -> Plan {
+    let vm = new.id();
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure }];
+    if matches!(state, VmState::Running | VmState::Paused) {
+        let changes = hotplugs(&old.config, &new.config);
+        steps.extend(changes.into_iter().map(|change| Step::Hotplug { vm, change }));
+    }
+    steps.push(Step::PutVm { record: Box::new(new), created: false });
+    Plan::new(format!("configure VM {vm}"), naming_locks(vm), steps)
+}
+
+/// What to plug and unplug to come from one configuration to the other. What attaches comes first: a failure
+/// then still leaves the guest all it had.
+pub fn hotplugs(old: &DomainConfig, new: &DomainConfig) -> Vec<Hotplug> {
+    let mut changes = Vec::new();
+    let mut detach = Vec::new();
+    for disk in &new.disks {
+        match old.disks.iter().find(|d| d.device == disk.device) {
+            Some(same) if same == disk => {}
+            Some(other) => {
+                // The same place cannot be taken twice: this one is detached first.
+                changes.push(Hotplug::DetachDisk(other.clone()));
+                changes.push(Hotplug::AttachDisk(disk.clone()));
+            }
+            None => changes.push(Hotplug::AttachDisk(disk.clone())),
+        }
+    }
+    for vif in &new.vifs {
+        match old.vifs.iter().find(|v| v.mac == vif.mac) {
+            Some(same) if same == vif => {}
+            Some(other) => {
+                changes.push(Hotplug::DetachVif(other.clone()));
+                changes.push(Hotplug::AttachVif(vif.clone()));
+            }
+            None => changes.push(Hotplug::AttachVif(vif.clone())),
+        }
+    }
+    let gone_disks = old.disks.iter().filter(|d| !new.disks.iter().any(|n| n.device == d.device));
+    detach.extend(gone_disks.map(|d| Hotplug::DetachDisk(d.clone())));
+    let gone_vifs = old.vifs.iter().filter(|v| !new.vifs.iter().any(|n| n.mac == v.mac));
+    detach.extend(gone_vifs.map(|v| Hotplug::DetachVif(v.clone())));
+    if old.vcpus != new.vcpus {
+        changes.push(Hotplug::Vcpus { online: new.vcpus, before: old.vcpus });
+    }
+    if old.memory != new.memory {
+        changes.push(Hotplug::Memory { target: new.memory, before: old.memory });
+    }
+    if (old.cpu_weight, old.cpu_cap) != (new.cpu_weight, new.cpu_cap) {
+        let before = (old.cpu_weight, old.cpu_cap);
+        changes.push(Hotplug::Scheduling { weight: new.cpu_weight, cap: new.cpu_cap, before });
+    }
+    changes.extend(detach);
+    changes
+}
+
+pub fn configure_vm_ha(vm: VmId, enabled: bool) -> Plan {
+    let steps = vec![Step::SetHa { vm, enabled }];
+    Plan::new(format!("switch high availability of VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn delete_vm(record: &VmRecord) -> Plan {
+    let vm = record.id();
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Delete }, Step::DeleteVm { vm }];
+    // Files go after the record: a crash in between leaves a file nobody needs, not a record without its file.
+    if let Intent::Saved { file, .. } = &record.intent {
+        steps.push(Step::RemoveFile { file: file.clone() });
+    }
+    steps.extend(record.cores.iter().map(|core| Step::RemoveFile { file: core.file.clone() }));
+    Plan::new(format!("delete VM {}", record.config.name), naming_locks(vm), steps).essential()
+}
+
+pub fn start_vm(vm: VmId) -> Plan {
+    let steps = vec![Step::CheckVm { vm, action: Action::Start }, Step::CreateDomain { vm }];
+    Plan::new(format!("start VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn stop_vm(vm: VmId, force: bool, settings: &config::Vm) -> Plan {
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Stop }];
+    if !force {
+        steps.push(Step::ShutdownDomain { vm, timeout_s: settings.shutdown_timeout_s, then_force: false });
+    }
+    steps.push(Step::DestroyDomain { vm });
+    Plan::new(format!("stop VM {vm}"), vm_locks(vm), steps).essential()
+}
+
+/// The guest gets `timeout_s` to end by itself; then its domain is ended all the same, as a reboot was asked.
+pub fn reboot_vm(vm: VmId, timeout_s: u64) -> Plan {
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Reboot },
+        Step::AskReboot { vm, timeout_s },
+        Step::ClearDomain { vm },
+        Step::RebuildDomain { vm },
+    ];
+    Plan::new(format!("reboot VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn pause_vm(vm: VmId) -> Plan {
+    let steps = vec![Step::CheckVm { vm, action: Action::Pause }, Step::PauseDomain { vm }];
+    Plan::new(format!("pause VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn unpause_vm(vm: VmId) -> Plan {
+    let steps = vec![Step::CheckVm { vm, action: Action::Unpause }, Step::UnpauseDomain { vm }];
+    Plan::new(format!("unpause VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn save_vm(vm: VmId, file: SafePath, checkpoint: bool) -> Plan {
+    let steps = vec![Step::CheckVm { vm, action: Action::Save }, Step::SaveDomain { vm, file, checkpoint }];
+    Plan::new(format!("save VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn restore_vm(record: &VmRecord, paused: bool) -> Plan {
+    let vm = record.id();
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Restore }, Step::RestoreDomain { vm, paused }];
+    if let Intent::Saved { file, .. } = &record.intent {
+        steps.push(Step::RemoveFile { file: file.clone() });
+    }
+    Plan::new(format!("restore VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn sysrq_vm(vm: VmId, letter: char) -> Plan {
+    let steps = vec![Step::CheckVm { vm, action: Action::Signal }, Step::Sysrq { vm, letter }];
+    Plan::new(format!("send SysRq {letter} to VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn trigger_vm(vm: VmId, trigger: Trigger, vcpu: Option<u32>) -> Plan {
+    let steps = vec![Step::CheckVm { vm, action: Action::Signal }, Step::Trigger { vm, trigger, vcpu }];
+    Plan::new(format!("trigger an event in VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn send_to_guest(vm: VmId, values: Vec<(String, String)>) -> Plan {
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Signal }];
+    steps.extend(values.into_iter().map(|(key, value)| Step::SendToGuest { vm, key, value }));
+    Plan::new(format!("send values to the guest of VM {vm}"), vm_locks(vm), steps)
+}
+
+/// `reset`: the VM is started again after a dump that ended it.
+pub fn dump_vm_core(vm: VmId, date: &str, file: SafePath, live: bool, crash: bool, reset: bool) -> Plan {
+    let mut steps = vec![
+        Step::CheckVm { vm, action: Action::DumpCore },
+        Step::DumpCore { vm, file: file.clone(), live, crash },
+        Step::RecordCore { vm, date: date.to_owned(), file },
+    ];
+    if crash || reset {
+        steps.push(Step::ClearDomain { vm });
+        steps.push(if reset { Step::RebuildDomain { vm } } else { Step::DestroyDomain { vm } });
+    }
+    Plan::new(format!("dump the core of VM {vm}"), vm_locks(vm), steps)
+}
+
+pub fn delete_vm_core(record: &VmRecord, date: &str) -> Option<Plan> {
+    let vm = record.id();
+    let core = record.cores.iter().find(|core| core.date == date)?;
+    let forget = Step::ForgetCore { vm, date: date.to_owned() };
+    let steps = vec![forget, Step::RemoveFile { file: core.file.clone() }];
+    Some(Plan::new(format!("delete the core dump {date} of VM {vm}"), vm_locks(vm), steps).essential())
+}
+
+/// A domain changed without us: make record and world agree.
+pub fn settle_vm(vm: VmId) -> Plan {
+    let steps = vec![Step::InspectDomain { vm }, Step::SettleClear { vm }, Step::SettleRebuild { vm }];
+    Plan::new(format!("settle VM {vm}"), vm_locks(vm), steps).essential()
+}
+
+/// A change of the host outside its power: clock, time zone, NTP, password, certificate, ownership.
+pub fn host_change(about: impl Into<String>, part: &str, step: Step) -> Plan {
+    Plan::new(about, host_locks(part), vec![step])
+}
+
+/// Ends every VM, then the host.
+pub fn power(off: bool) -> Plan {
+    let about = if off { "switch the host off" } else { "reboot the host" };
+    let locks = vec![LockWant::exclusive("host")];
+    Plan::new(about, locks, vec![Step::StopAllVms {}, Step::Power { off }]).essential()
+}
+
+pub fn sleep(ms: u64) -> Plan {
+    Plan::new(format!("wait {ms} ms"), vec![LockWant::shared("host")], vec![Step::Sleep { ms }])
+}
+
+pub fn discover() -> Plan {
+    Plan::new("look at all domains", vec![LockWant::shared("host")], vec![Step::Discover {}]).essential()
+}
+
+pub fn prune() -> Plan {
+    Plan::new("prune history", vec![LockWant::shared("host")], vec![Step::Prune {}]).essential()
+}

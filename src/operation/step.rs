@@ -1,0 +1,191 @@
+//! Every kind of step there is, as data. A step says what to reach, not how; running it twice reaches the same.
+
+use crate::host::record::HostRecord;
+use crate::job::{PlannedStep, Resume};
+use crate::model::{MiB, SafePath, VmId};
+use crate::vm::{Action, VmRecord};
+use crate::xen::Trigger;
+use crate::xen::config::{Disk, Vif};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Step {
+    // Guards: no effect, run under the job's locks.
+    CheckVm { vm: VmId, action: Action },
+    CheckNewVm { record: Box<VmRecord> },
+    // Records only.
+    PutVm { record: Box<VmRecord>, created: bool },
+    SetHa { vm: VmId, enabled: bool },
+    DeleteVm { vm: VmId },
+    RecordCore { vm: VmId, date: String, file: SafePath },
+    ForgetCore { vm: VmId, date: String },
+    // Domains.
+    CreateDomain { vm: VmId },
+    ShutdownDomain { vm: VmId, timeout_s: u64, then_force: bool },
+    DestroyDomain { vm: VmId },
+    AskReboot { vm: VmId, timeout_s: u64 },
+    ClearDomain { vm: VmId },
+    RebuildDomain { vm: VmId },
+    PauseDomain { vm: VmId },
+    UnpauseDomain { vm: VmId },
+    SaveDomain { vm: VmId, file: SafePath, checkpoint: bool },
+    RestoreDomain { vm: VmId, paused: bool },
+    Hotplug { vm: VmId, change: Hotplug },
+    Sysrq { vm: VmId, letter: char },
+    Trigger { vm: VmId, trigger: Trigger, vcpu: Option<u32> },
+    SendToGuest { vm: VmId, key: String, value: String },
+    DumpCore { vm: VmId, file: SafePath, live: bool, crash: bool },
+    /// What became of a domain that changed by itself: reads the world, decides, has no effect.
+    InspectDomain { vm: VmId },
+    /// Carries out what `InspectDomain` decided: clear away.
+    SettleClear { vm: VmId },
+    /// And: build anew, or take the VM for off.
+    SettleRebuild { vm: VmId },
+    RemoveFile { file: SafePath },
+    // The host.
+    SetClock { year: i16, month: i8, day: i8, hour: i8, minute: i8, second: i8 },
+    SetTimezone { name: String, rtc_utc: bool },
+    SetNtp { servers: Vec<String>, local_time_source: bool, allow_query: bool },
+    EnableNtp { enabled: bool },
+    PutHost { record: Box<HostRecord>, event: String },
+    SetPassword { hash: String },
+    RenewCertificate {},
+    /// Stops every VM, each as a child job.
+    StopAllVms {},
+    Power { off: bool },
+    // The agent itself.
+    Sleep { ms: u64 },
+    Discover {},
+    Prune {},
+}
+
+/// One change of a running domain. Applying it to a domain that has it changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hotplug {
+    AttachDisk(Disk),
+    DetachDisk(Disk),
+    AttachVif(Vif),
+    DetachVif(Vif),
+    Vcpus { online: u32, before: u32 },
+    Memory { target: MiB, before: MiB },
+    Scheduling { weight: u16, cap: u16, before: (u16, u16) },
+}
+
+impl Hotplug {
+    /// What takes it back.
+    pub fn inverse(&self) -> Self {
+        match self {
+            Self::AttachDisk(disk) => Self::DetachDisk(disk.clone()),
+            Self::DetachDisk(disk) => Self::AttachDisk(disk.clone()),
+            Self::AttachVif(vif) => Self::DetachVif(vif.clone()),
+            Self::DetachVif(vif) => Self::AttachVif(vif.clone()),
+            Self::Vcpus { online, before } => Self::Vcpus { online: *before, before: *online },
+            Self::Memory { target, before } => Self::Memory { target: *before, before: *target },
+            Self::Scheduling { weight, cap, before } => {
+                Self::Scheduling { weight: before.0, cap: before.1, before: (*weight, *cap) }
+            }
+        }
+    }
+
+    fn about(&self) -> String {
+        match self {
+            Self::AttachDisk(disk) => format!("attach disk {}", disk.device.as_str()),
+            Self::DetachDisk(disk) => format!("detach disk {}", disk.device.as_str()),
+            Self::AttachVif(vif) => format!("attach vif {} on {}", vif.mac, vif.bridge),
+            Self::DetachVif(vif) => format!("detach vif {}", vif.mac),
+            Self::Vcpus { online, .. } => format!("bring {online} virtual CPUs online"),
+            Self::Memory { target, .. } => format!("set memory to {target}"),
+            Self::Scheduling { weight, cap, .. } => format!("schedule with weight {weight}, cap {cap}"),
+        }
+    }
+}
+
+impl Step {
+    /// The step as the engine takes it.
+    pub fn planned(self) -> PlannedStep {
+        let (name, about) = self.words();
+        let (effect, undo, weight) = self.nature();
+        PlannedStep {
+            name: name.to_owned(),
+            about,
+            what: serde_json::to_value(&self).expect("a step's maps have text keys, so it has a JSON form"),
+            effect,
+            resume: Resume::Redo,
+            undo,
+            weight,
+        }
+    }
+
+    /// Has it an effect outside the store, can it be undone, how long does it take compared to others.
+    fn nature(&self) -> (bool, bool, u32) {
+        match self {
+            Self::CheckVm { .. } | Self::CheckNewVm { .. } | Self::InspectDomain { .. } => (false, false, 1),
+            Self::PutVm { .. } | Self::SetHa { .. } | Self::DeleteVm { .. } | Self::PutHost { .. } => (false, false, 1),
+            Self::RecordCore { .. } | Self::ForgetCore { .. } => (false, false, 1),
+            Self::Sleep { .. } | Self::Discover {} | Self::Prune {} => (false, false, 10),
+            Self::CreateDomain { .. } | Self::RestoreDomain { .. } => (true, true, 20),
+            Self::PauseDomain { .. } | Self::UnpauseDomain { .. } => (true, true, 2),
+            Self::Hotplug { .. } => (true, true, 5),
+            Self::SaveDomain { .. } | Self::DumpCore { .. } => (true, true, 50),
+            Self::ShutdownDomain { .. } | Self::AskReboot { .. } | Self::StopAllVms {} => (true, false, 50),
+            Self::SetPassword { .. } | Self::RenewCertificate {} => (true, false, 1),
+            _ => (true, false, 5),
+        }
+    }
+
+    fn words(&self) -> (&'static str, String) {
+        match self {
+            Self::CheckVm { vm, action } => ("check", format!("VM {vm}: may one {} it now?", action.infinitive())),
+            Self::CheckNewVm { record } => ("check", format!("VM {}: are its id, name and MACs free?", record.id())),
+            Self::PutVm { record, .. } => ("write_record", format!("write the record of VM {}", record.config.name)),
+            Self::SetHa { vm, enabled } => ("set_ha", format!("VM {vm}: high availability {}", on_off(*enabled))),
+            Self::DeleteVm { vm } => ("delete_record", format!("delete the record of VM {vm}")),
+            Self::RecordCore { date, .. } => ("record_core", format!("note the core dump {date}")),
+            Self::ForgetCore { date, .. } => ("forget_core", format!("forget the core dump {date}")),
+            Self::CreateDomain { vm } => ("create_domain", format!("build and start the domain of VM {vm}")),
+            Self::ShutdownDomain { vm, timeout_s, .. } => {
+                ("shut_down", format!("ask VM {vm} to shut down, and wait up to {timeout_s} s"))
+            }
+            Self::DestroyDomain { vm } => ("destroy_domain", format!("end the domain of VM {vm} and free what it holds")),
+            Self::AskReboot { vm, timeout_s } => ("ask_reboot", format!("ask VM {vm} to reboot, and wait up to {timeout_s} s")),
+            Self::ClearDomain { vm } => ("clear_domain", format!("clear the old domain of VM {vm} away")),
+            Self::RebuildDomain { vm } => ("rebuild_domain", format!("build the domain of VM {vm} anew")),
+            Self::PauseDomain { vm } => ("pause_domain", format!("pause VM {vm}")),
+            Self::UnpauseDomain { vm } => ("unpause_domain", format!("let VM {vm} run")),
+            Self::SaveDomain { vm, checkpoint: false, .. } => ("save_domain", format!("write the memory of VM {vm} to disk")),
+            Self::SaveDomain { vm, .. } => ("checkpoint_domain", format!("write a checkpoint of VM {vm} to disk")),
+            Self::RestoreDomain { vm, .. } => ("restore_domain", format!("restore VM {vm} from its saved memory")),
+            Self::Hotplug { change, .. } => ("hotplug", change.about()),
+            Self::Sysrq { vm, letter } => ("sysrq", format!("send SysRq {letter} to VM {vm}")),
+            Self::Trigger { vm, trigger, .. } => ("trigger", format!("trigger {trigger:?} in VM {vm}")),
+            Self::SendToGuest { vm, key, .. } => ("send_to_guest", format!("send the value {key} to the guest of VM {vm}")),
+            Self::DumpCore { vm, .. } => ("dump_core", format!("dump the memory of VM {vm} to disk")),
+            Self::InspectDomain { vm } => ("inspect", format!("look at what became of the domain of VM {vm}")),
+            Self::SettleClear { vm } => ("clear_domain", format!("clear the ended domain of VM {vm} away")),
+            Self::SettleRebuild { vm } => ("settle", format!("start VM {vm} again, or take it for off")),
+            Self::RemoveFile { .. } => ("remove_file", "remove a file that is not needed any more".to_owned()),
+            Self::SetClock { year, month, day, hour, minute, second } => (
+                "set_clock",
+                format!("set the clock to {year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"),
+            ),
+            Self::SetTimezone { name, .. } => ("set_timezone", format!("set the time zone to {name}")),
+            Self::SetNtp { servers, .. } => ("set_ntp", format!("take the time from {}", servers.join(", "))),
+            Self::EnableNtp { enabled } => ("enable_ntp", format!("switch NTP {}", on_off(*enabled))),
+            Self::PutHost { event, .. } => ("write_record", event.clone()),
+            Self::SetPassword { .. } => ("set_password", "replace the password's hash".to_owned()),
+            Self::RenewCertificate {} => ("renew_certificate", "make a new server certificate and serve it".to_owned()),
+            Self::StopAllVms {} => ("stop_vms", "stop every VM, each in a job of its own".to_owned()),
+            Self::Power { off: true } => ("power_off", "switch the host off".to_owned()),
+            Self::Power { off: false } => ("reboot", "reboot the host".to_owned()),
+            Self::Sleep { ms } => ("sleep", format!("wait {ms} ms")),
+            Self::Discover {} => ("discover", "look at all domains and make the record true".to_owned()),
+            Self::Prune {} => ("prune", "delete the oldest jobs and events beyond their bounds".to_owned()),
+        }
+    }
+}
+
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}

@@ -1,0 +1,441 @@
+//! How each kind of VM step is carried out. Every one looks at the world first, so that running it again after
+//! a crash reaches the same end. A domain is always found by its VM's identity, never by a domid remembered
+//! from before.
+
+use super::step::Hotplug;
+use super::{Operations, fault};
+use crate::event::{Event, Severity};
+use crate::job::{JobFault, Outcome, StepContext};
+use crate::model::{Bytes, SafePath, Timestamp, VmId};
+use crate::store::Txn;
+use crate::vm::{Action, CoreDump, EndCause, Intent, VMS, Vm, VmRecord, VmState, allowed, state_of};
+use crate::xen::{AfterSave, DomId, DomainInfo, RunState, ToolstackError};
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::Instant;
+
+type Result<T> = std::result::Result<T, JobFault>;
+
+impl Operations {
+    pub(super) fn vm(&self, id: VmId) -> Result<Vm> {
+        self.vms.get(id).ok_or_else(|| JobFault::new("VM_NOT_FOUND", format!("no VM {id} is known here")))
+    }
+
+    /// The VM's domain as it is now, not as last seen.
+    pub(super) async fn domain(&self, id: VmId) -> Result<Option<DomainInfo>> {
+        let found = self.toolstack.find(id).await.map_err(fault::toolstack)?;
+        Ok(found.filter(|d| d.state != RunState::Dying))
+    }
+
+    async fn living(&self, id: VmId) -> Result<DomainInfo> {
+        match self.domain(id).await? {
+            Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) => Ok(domain),
+            _ => Err(JobFault::new("VM_STATE", format!("VM {id} has no living domain"))),
+        }
+    }
+
+    /// Lets the registry see a domain as it is now; what our own step did is seen before its caller is told.
+    pub(super) async fn look(&self, domid: DomId) {
+        if let Ok(info) = self.toolstack.get(domid).await {
+            let _ = self.vms.observe_one(domid, info);
+        }
+    }
+
+    /// The record after `change`, written with the outcome, and in memory once that is on disk.
+    pub(super) fn record_outcome(&self, id: VmId, change: impl FnOnce(&mut VmRecord)) -> Result<Outcome> {
+        let mut record = VmRecord::clone(&self.vm(id)?.record);
+        change(&mut record);
+        Ok(self.write_record(record))
+    }
+
+    pub(super) fn write_record(&self, record: VmRecord) -> Outcome {
+        let mut writes = Txn::new();
+        writes.put(&VMS, &record.id(), &record);
+        let vms = std::sync::Arc::clone(&self.vms);
+        Outcome { writes, then: Some(Box::new(move || vms.put(record))), ..Outcome::default() }
+    }
+
+    pub(super) async fn check_vm(&self, id: VmId, action: Action) -> Result<Outcome> {
+        let vm = self.vm(id)?;
+        let domain = self.domain(id).await?;
+        let state = state_of(&vm.record.intent, domain.as_ref());
+        allowed(state, action).map_err(|refusal| JobFault::new("VM_STATE", refusal.to_string()))?;
+        Ok(Outcome::done())
+    }
+
+    pub(super) fn check_new_vm(&self, record: &VmRecord) -> Result<Outcome> {
+        if self.vms.get(record.id()).is_some() {
+            return Err(JobFault::new("VM_EXISTS", format!("VM {} exists", record.id())));
+        }
+        self.check_clash(record)
+    }
+
+    fn check_clash(&self, record: &VmRecord) -> Result<Outcome> {
+        match self.vms.clash(record) {
+            Some(clash) => Err(JobFault::new("VM_EXISTS", clash)),
+            None => Ok(Outcome::done()),
+        }
+    }
+
+    pub(super) fn put_vm(&self, record: VmRecord, created: bool, context: &StepContext) -> Result<Outcome> {
+        self.check_clash(&record)?;
+        let name = record.config.name.clone();
+        let kind = if created { "vm.created" } else { "vm.changed" };
+        let event = Event::new(kind, Severity::Info, VmRecord::lock(record.id()), format!("VM {name}: {}", &kind[3..]));
+        let mut outcome = if created {
+            self.write_record(record)
+        } else {
+            // What is not configuration may have changed since the plan was made.
+            let id = record.id();
+            self.record_outcome(id, |now| {
+                now.config = record.config;
+                now.kept = record.kept;
+                now.repo = record.repo;
+            })?
+        };
+        event.with_job(context.job).append_to(&mut outcome.writes);
+        Ok(outcome)
+    }
+
+    pub(super) fn delete_vm(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
+        let name = self.vm(id)?.record.config.name.clone();
+        let mut writes = Txn::new();
+        writes.delete(&VMS, &id);
+        let event = Event::new("vm.deleted", Severity::Info, VmRecord::lock(id), format!("VM {name}: deleted"));
+        event.with_job(context.job).append_to(&mut writes);
+        let vms = std::sync::Arc::clone(&self.vms);
+        Ok(Outcome { writes, then: Some(Box::new(move || vms.remove(id))), ..Outcome::default() })
+    }
+
+    /// Builds the domain, or finds the one that an interrupted run of this very step has built.
+    pub(super) async fn create_domain(&self, id: VmId, event: &str, context: &StepContext) -> Result<Outcome> {
+        let vm = self.vm(id)?;
+        let domid = match self.domain(id).await? {
+            Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) && context.resumed => domain.domid,
+            Some(_) if !context.resumed => {
+                return Err(JobFault::new("VM_STATE", format!("VM {id} has a domain already")));
+            }
+            Some(ended) => {
+                self.destroy_found(ended.domid).await?;
+                self.build(id, &vm.record).await?
+            }
+            None => self.build(id, &vm.record).await?,
+        };
+        self.look(domid).await;
+        let text = format!("VM {}: started", vm.record.config.name);
+        let event = Event::new(event, Severity::Info, VmRecord::lock(id), text).with_job(context.job);
+        let mut outcome = self.record_outcome(id, |record| {
+            record.intent = Intent::On;
+            record.changed = Timestamp::now();
+            record.last_end = None;
+        })?;
+        event.with("domid", domid.0).append_to(&mut outcome.writes);
+        Ok(outcome)
+    }
+
+    async fn build(&self, id: VmId, record: &VmRecord) -> Result<DomId> {
+        match self.toolstack.create(&record.config, false).await {
+            Ok(domid) => Ok(domid),
+            // The effect is unknown: the world knows. A domain that is there and alive is ours, since none was
+            // there a moment ago and we hold the VM's lock.
+            Err(error @ (ToolstackError::Timeout | ToolstackError::Unreachable(_))) => match self.domain(id).await? {
+                Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) => Ok(domain.domid),
+                _ => Err(fault::toolstack(error)),
+            },
+            Err(error) => Err(fault::toolstack(error)),
+        }
+    }
+
+    /// Takes back a domain that this job has built: before it there was none.
+    pub(super) async fn undo_create(&self, id: VmId) -> Result<Outcome> {
+        if let Some(domain) = self.domain(id).await? {
+            self.destroy_found(domain.domid).await?;
+        }
+        Ok(Outcome::done())
+    }
+
+    pub(super) async fn destroy_found(&self, domid: DomId) -> Result<()> {
+        match self.toolstack.destroy(domid).await {
+            Ok(()) | Err(ToolstackError::NoSuchDomain) => {}
+            Err(error) => return Err(fault::toolstack(error)),
+        }
+        let _ = self.vms.observe_one(domid, None);
+        Ok(())
+    }
+
+    /// Asks the guest to end and waits. `then_force`: a guest that does not is no failure, the next step ends it.
+    pub(super) async fn shutdown_domain(
+        &self,
+        id: VmId,
+        timeout_s: u64,
+        then_force: bool,
+        context: &StepContext,
+    ) -> Result<Outcome> {
+        let Some(domain) = self.domain(id).await? else { return Ok(Outcome::done()) };
+        if matches!(domain.state, RunState::Shutdown(_)) {
+            return Ok(Outcome::done());
+        }
+        if domain.state == RunState::Paused {
+            // A paused guest hears nothing.
+            self.toolstack.unpause(domain.domid).await.map_err(fault::toolstack)?;
+        }
+        self.toolstack.shutdown(domain.domid).await.map_err(fault::toolstack)?;
+        let ended = self.await_end(domain.domid, Duration::from_secs(timeout_s), context).await?;
+        if ended || then_force {
+            return Ok(Outcome::done());
+        }
+        let text = format!(
+            "the guest of VM {id} was asked to shut down and has not within {timeout_s} s; it runs on. \
+             Ask again with force to end it at once"
+        );
+        Err(JobFault::new("SHUTDOWN_IGNORED", text))
+    }
+
+    /// Waits until a domain has ended or gone. `false`: it has not within `limit`.
+    async fn await_end(&self, domid: DomId, limit: Duration, context: &StepContext) -> Result<bool> {
+        let start = Instant::now();
+        let deadline = start + limit;
+        let mut changes = self.world_changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            match self.toolstack.get(domid).await.map_err(fault::toolstack)? {
+                None => return Ok(true),
+                Some(info) if matches!(info.state, RunState::Shutdown(_) | RunState::Dying) => return Ok(true),
+                Some(_) if Instant::now() >= deadline => return Ok(false),
+                Some(_) => {}
+            }
+            let percent = start.elapsed().as_millis() * 100 / limit.as_millis().max(1);
+            context.progress(u8::try_from(percent).unwrap_or(100).min(99));
+            tokio::select! {
+                _ = changes.changed() => {}
+                // An observation may be lost; a second is soon enough then.
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = context.cancelled.cancelled() => return Err(JobFault::new("CANCELLED", "cancelled")),
+            }
+        }
+    }
+
+    pub(super) async fn destroy_domain(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
+        let vm = self.vm(id)?;
+        let domain = self.domain(id).await?;
+        let was_off = domain.is_none() && vm.record.intent == Intent::Off;
+        if let Some(domain) = domain {
+            self.destroy_found(domain.domid).await?;
+        }
+        if was_off && !context.resumed {
+            return Ok(Outcome::done());
+        }
+        self.off_outcome(id, EndCause::Asked, "vm.stopped", Severity::Info, context)
+    }
+
+    /// The VM is off from now on, for this reason.
+    pub(super) fn off_outcome(
+        &self,
+        id: VmId,
+        cause: EndCause,
+        kind: &str,
+        severity: Severity,
+        context: &StepContext,
+    ) -> Result<Outcome> {
+        let name = self.vm(id)?.record.config.name.clone();
+        let mut outcome = self.record_outcome(id, |record| {
+            record.intent = Intent::Off;
+            record.changed = Timestamp::now();
+            record.last_end = Some(cause);
+        })?;
+        let text = format!("VM {name}: off ({})", words(cause));
+        let event = Event::new(kind, severity, VmRecord::lock(id), text).with_job(context.job);
+        event.with("cause", words(cause)).append_to(&mut outcome.writes);
+        Ok(outcome)
+    }
+
+    pub(super) async fn ask_reboot(&self, id: VmId, timeout_s: u64, context: &StepContext) -> Result<Outcome> {
+        let Some(domain) = self.domain(id).await? else { return Ok(Outcome::done()) };
+        if matches!(domain.state, RunState::Shutdown(_)) {
+            return Ok(Outcome::done());
+        }
+        self.toolstack.reboot(domain.domid).await.map_err(fault::toolstack)?;
+        if !self.await_end(domain.domid, Duration::from_secs(timeout_s), context).await? {
+            tracing::warn!(vm = %id, job = %context.job, timeout_s, "guest ignores the reboot; its domain is ended");
+        }
+        Ok(Outcome::done())
+    }
+
+    pub(super) async fn clear_domain(&self, id: VmId) -> Result<Outcome> {
+        if let Some(domain) = self.domain(id).await? {
+            self.destroy_found(domain.domid).await?;
+        }
+        Ok(Outcome::done())
+    }
+
+    pub(super) async fn pause_domain(&self, id: VmId, pause: bool) -> Result<Outcome> {
+        let domain = self.living(id).await?;
+        let paused = domain.state == RunState::Paused;
+        match (paused, pause) {
+            (false, true) => self.toolstack.pause(domain.domid).await.map_err(fault::toolstack)?,
+            (true, false) => self.toolstack.unpause(domain.domid).await.map_err(fault::toolstack)?,
+            _ => {}
+        }
+        self.look(domain.domid).await;
+        Ok(Outcome::value(json!({ "was_paused": paused })))
+    }
+
+    /// Brings back the state before, if the outcome tells it: a step in doubt leaves the guest as it is found.
+    pub(super) async fn undo_pause(&self, id: VmId, outcome: Option<&serde_json::Value>) -> Result<Outcome> {
+        match outcome.and_then(|o| o["was_paused"].as_bool()) {
+            Some(was_paused) => self.pause_domain(id, was_paused).await,
+            None => Ok(Outcome::done()),
+        }
+    }
+
+    pub(super) async fn save_domain(
+        &self,
+        id: VmId,
+        file: &SafePath,
+        checkpoint: bool,
+        context: &StepContext,
+    ) -> Result<Outcome> {
+        let domain = self.domain(id).await?;
+        match &domain {
+            Some(domain) => {
+                // What an interrupted run left is of no use: the domain has lived on.
+                self.files.remove(file).await.map_err(fault::files)?;
+                self.files.make_parent(file).await.map_err(fault::files)?;
+                let after = if checkpoint { AfterSave::Continue } else { AfterSave::Destroy };
+                self.toolstack.save(domain.domid, file, after).await.map_err(fault::toolstack)?;
+                self.look(domain.domid).await;
+            }
+            // The domain went with its memory safe on disk; only the outcome was not written.
+            None if context.resumed && !checkpoint && self.files.exists(file).await.map_err(fault::files)? => {}
+            None => return Err(JobFault::new("VM_STATE", format!("VM {id} has no domain to save"))),
+        }
+        let name = self.vm(id)?.record.config.name.clone();
+        if checkpoint {
+            let mut outcome = Outcome::value(json!({ "file": file }));
+            let text = format!("VM {name}: checkpoint written");
+            let event = Event::new("vm.checkpointed", Severity::Info, VmRecord::lock(id), text);
+            event.with_job(context.job).append_to(&mut outcome.writes);
+            return Ok(outcome);
+        }
+        let mut outcome = self.record_outcome(id, |record| {
+            record.intent = Intent::Saved { file: file.clone(), at: Timestamp::now() };
+            record.changed = Timestamp::now();
+        })?;
+        let event = Event::new("vm.saved", Severity::Info, VmRecord::lock(id), format!("VM {name}: saved"));
+        event.with_job(context.job).append_to(&mut outcome.writes);
+        Ok(outcome)
+    }
+
+    /// A failed save leaves the guest running; its half file goes.
+    pub(super) async fn undo_save(&self, id: VmId, file: &SafePath) -> Result<Outcome> {
+        if self.domain(id).await?.is_some() {
+            self.files.remove(file).await.map_err(fault::files)?;
+        }
+        Ok(Outcome::done())
+    }
+
+    pub(super) async fn restore_domain(&self, id: VmId, paused: bool, context: &StepContext) -> Result<Outcome> {
+        let vm = self.vm(id)?;
+        let Intent::Saved { file, .. } = &vm.record.intent else {
+            return Err(JobFault::new("VM_STATE", format!("VM {id} is not saved")));
+        };
+        let domid = match self.domain(id).await? {
+            Some(domain) if context.resumed => domain.domid,
+            Some(_) => return Err(JobFault::new("VM_STATE", format!("VM {id} has a domain already"))),
+            None => self.toolstack.restore(&vm.record.config, file, paused).await.map_err(fault::toolstack)?,
+        };
+        self.look(domid).await;
+        let mut outcome = self.record_outcome(id, |record| {
+            record.intent = Intent::On;
+            record.changed = Timestamp::now();
+        })?;
+        let text = format!("VM {}: restored", vm.record.config.name);
+        let event = Event::new("vm.restored", Severity::Info, VmRecord::lock(id), text).with_job(context.job);
+        event.with("domid", domid.0).append_to(&mut outcome.writes);
+        Ok(outcome)
+    }
+
+    /// Applies one change to the running domain. A domain that has gone meanwhile needs none: the record says
+    /// what the next start builds.
+    pub(super) async fn hotplug(&self, id: VmId, change: &Hotplug) -> Result<Outcome> {
+        let Some(domain) = self.domain(id).await? else { return Ok(Outcome::done()) };
+        let now = self.toolstack.config(domain.domid).await.map_err(fault::toolstack)?;
+        let t = &self.toolstack;
+        let domid = domain.domid;
+        let done = match change {
+            Hotplug::AttachDisk(disk) if now.disks.contains(disk) => Ok(()),
+            Hotplug::AttachDisk(disk) => t.attach_disk(domid, disk).await,
+            Hotplug::DetachDisk(disk) if !now.disks.iter().any(|d| d.device == disk.device) => Ok(()),
+            Hotplug::DetachDisk(disk) => t.detach_disk(domid, &disk.device).await,
+            Hotplug::AttachVif(vif) if now.vifs.contains(vif) => Ok(()),
+            Hotplug::AttachVif(vif) => t.attach_vif(domid, vif).await,
+            Hotplug::DetachVif(vif) if !now.vifs.iter().any(|v| v.mac == vif.mac) => Ok(()),
+            Hotplug::DetachVif(vif) => t.detach_vif(domid, vif.mac).await,
+            Hotplug::Vcpus { online, .. } => t.set_vcpus(domid, *online).await,
+            Hotplug::Memory { target, .. } => t.set_memory(domid, *target).await,
+            Hotplug::Scheduling { weight, cap, .. } => t.set_scheduling(domid, *weight, *cap).await,
+        };
+        done.map_err(fault::toolstack)?;
+        self.look(domid).await;
+        Ok(Outcome::done())
+    }
+
+    pub(super) async fn dump_core(&self, id: VmId, file: &SafePath, live: bool, crash: bool, context: &StepContext) -> Result<Outcome> {
+        match self.domain(id).await? {
+            Some(domain) => {
+                self.files.remove(file).await.map_err(fault::files)?;
+                self.files.make_parent(file).await.map_err(fault::files)?;
+                self.toolstack.dump_core(domain.domid, file, live, crash).await.map_err(fault::toolstack)?;
+                self.look(domain.domid).await;
+            }
+            None if context.resumed && crash && self.files.exists(file).await.map_err(fault::files)? => {}
+            None => return Err(JobFault::new("VM_STATE", format!("VM {id} has no domain to dump"))),
+        }
+        Ok(Outcome::done())
+    }
+
+    pub(super) async fn record_core(&self, id: VmId, date: &str, file: &SafePath, context: &StepContext) -> Result<Outcome> {
+        let size = self.files.size(file).await.map_err(fault::files)?.unwrap_or(Bytes(0));
+        let core = CoreDump { date: date.to_owned(), file: file.clone(), size, job: context.job };
+        let mut outcome = self.record_outcome(id, |record| {
+            record.cores.retain(|c| c.date != core.date);
+            record.cores.push(core);
+        })?;
+        outcome.value = Some(json!({ "core_date": date, "file": file, "size": size.0 }));
+        Ok(outcome)
+    }
+
+    pub(super) async fn signal(&self, id: VmId, signal: Signal<'_>) -> Result<Outcome> {
+        let domid = self.living(id).await?.domid;
+        match signal {
+            Signal::Sysrq(letter) => self.toolstack.sysrq(domid, letter).await,
+            Signal::Trigger(trigger, vcpu) => self.toolstack.trigger(domid, trigger, vcpu).await,
+            Signal::Send(key, value) => self.toolstack.send_to_guest(domid, key, value).await,
+        }
+        .map_err(fault::toolstack)?;
+        Ok(Outcome::done())
+    }
+
+    /// The VM's state as the world is now.
+    pub async fn fresh_state(&self, id: VmId) -> Result<VmState> {
+        let vm = self.vm(id)?;
+        Ok(state_of(&vm.record.intent, self.domain(id).await?.as_ref()))
+    }
+}
+
+/// What goes to a living guest.
+pub(super) enum Signal<'a> {
+    Sysrq(char),
+    Trigger(crate::xen::Trigger, Option<u32>),
+    Send(&'a str, &'a str),
+}
+
+pub(super) fn words(cause: EndCause) -> &'static str {
+    match cause {
+        EndCause::Asked => "stopped",
+        EndCause::Poweroff => "shut itself down",
+        EndCause::Crash => "crashed",
+        EndCause::Watchdog => "its watchdog ended it",
+        EndCause::Unknown => "cause unknown",
+    }
+}

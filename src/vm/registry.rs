@@ -1,0 +1,218 @@
+//! All VMs in memory: records as committed, domains as last seen.
+//!
+//! Every change of an entry raises a generation that no other entry ever had, so that whoever keeps something
+//! made of an entry (an encoded answer) knows by the number alone whether it still holds.
+
+use super::machine::{VmState, state_of};
+use super::record::VmRecord;
+use crate::model::{RepoId, VmId};
+use crate::xen::{DomId, DomainInfo};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// A VM with its domain, if it has one.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    pub record: Arc<VmRecord>,
+    pub domain: Option<Arc<DomainInfo>>,
+    pub generation: u64,
+}
+
+impl Vm {
+    pub fn state(&self) -> VmState {
+        state_of(&self.record.intent, self.domain.as_deref())
+    }
+}
+
+/// A domain as last seen, with its VM's record if we know the VM.
+#[derive(Debug, Clone)]
+pub struct ObservedDomain {
+    pub info: Arc<DomainInfo>,
+    pub record: Option<Arc<VmRecord>>,
+    pub generation: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Registry {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    generation: u64,
+    records: HashMap<VmId, (Arc<VmRecord>, u64)>,
+    domains: BTreeMap<DomId, (Arc<DomainInfo>, u64)>,
+    by_vm: HashMap<VmId, DomId>,
+}
+
+impl Inner {
+    fn next(&mut self) -> u64 {
+        self.generation += 1;
+        self.generation
+    }
+
+    /// A domain has gone: its VM's entry changes with that.
+    fn forget(&mut self, known: &DomainInfo) {
+        let generation = self.next();
+        let Some(vm) = known.vm else { return };
+        if self.by_vm.get(&vm) == Some(&known.domid) {
+            self.by_vm.remove(&vm);
+        }
+        if let Some(entry) = self.records.get_mut(&vm) {
+            entry.1 = generation;
+        }
+    }
+
+    fn vm(&self, id: VmId) -> Option<Vm> {
+        let (record, record_generation) = self.records.get(&id)?;
+        let domain = self.by_vm.get(&id).and_then(|domid| self.domains.get(domid));
+        let generation = domain.map_or(*record_generation, |(_, g)| (*g).max(*record_generation));
+        Some(Vm { record: Arc::clone(record), domain: domain.map(|(d, _)| Arc::clone(d)), generation })
+    }
+}
+
+impl Registry {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A record as just committed.
+    pub fn put(&self, record: VmRecord) {
+        let mut inner = self.write();
+        let generation = inner.next();
+        inner.records.insert(record.id(), (Arc::new(record), generation));
+    }
+
+    pub fn remove(&self, id: VmId) {
+        self.write().records.remove(&id);
+    }
+
+    pub fn get(&self, id: VmId) -> Option<Vm> {
+        self.read().vm(id)
+    }
+
+    /// All VMs, by name.
+    pub fn all(&self) -> Vec<Vm> {
+        let inner = self.read();
+        let mut vms: Vec<Vm> = inner.records.keys().filter_map(|id| inner.vm(*id)).collect();
+        vms.sort_by(|a, b| {
+            a.record.config.name.cmp(&b.record.config.name).then_with(|| a.record.id().cmp(&b.record.id()))
+        });
+        vms
+    }
+
+    pub fn len(&self) -> usize {
+        self.read().records.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Another VM than `id` with this name, or one that has one of these MACs.
+    pub fn clash(&self, record: &VmRecord) -> Option<String> {
+        let inner = self.read();
+        for (other, _) in inner.records.values().filter(|(r, _)| r.id() != record.id()) {
+            if other.config.name == record.config.name {
+                return Some(format!("the name {} is VM {}'s", other.config.name, other.id()));
+            }
+            let taken = |mac| other.config.vifs.iter().any(|v| v.mac == mac);
+            if let Some(vif) = record.config.vifs.iter().find(|v| taken(v.mac)) {
+                return Some(format!("the MAC address {} is VM {}'s", vif.mac, other.id()));
+            }
+        }
+        None
+    }
+
+    /// Takes over what the toolstack told of all domains. Answers what came, changed its state, or went.
+    pub fn observe(&self, domains: Vec<DomainInfo>) -> Vec<Change> {
+        let mut inner = self.write();
+        let mut changes = Vec::new();
+        let mut old = std::mem::take(&mut inner.domains);
+        inner.by_vm.clear();
+        for info in domains {
+            let before = old.remove(&info.domid);
+            if let Some(vm) = info.vm {
+                inner.by_vm.insert(vm, info.domid);
+            }
+            let domid = info.domid;
+            let entry = match before {
+                Some((known, generation)) if *known == info => (known, generation),
+                before => {
+                    let info = Arc::new(info);
+                    let was = before.map(|(known, _)| known);
+                    if was.as_ref().is_none_or(|w| w.state != info.state) {
+                        changes.push(Change { before: was, after: Some(Arc::clone(&info)) });
+                    }
+                    (info, inner.next())
+                }
+            };
+            inner.domains.insert(domid, entry);
+        }
+        for (known, _) in old.into_values() {
+            inner.forget(&known);
+            changes.push(Change { before: Some(known), after: None });
+        }
+        changes
+    }
+
+    /// Takes over what the toolstack told of one domain (`None`: it is gone).
+    pub fn observe_one(&self, domid: DomId, info: Option<DomainInfo>) -> Option<Change> {
+        let mut inner = self.write();
+        let before = inner.domains.remove(&domid);
+        match info {
+            Some(info) => {
+                let generation = inner.next();
+                if let Some(vm) = info.vm {
+                    inner.by_vm.insert(vm, domid);
+                }
+                let info = Arc::new(info);
+                inner.domains.insert(domid, (Arc::clone(&info), generation));
+                let before = before.map(|(known, _)| known);
+                let changed = before.as_ref().is_none_or(|b| b.state != info.state);
+                changed.then_some(Change { before, after: Some(info) })
+            }
+            None => {
+                let (known, _) = before?;
+                inner.forget(&known);
+                Some(Change { before: Some(known), after: None })
+            }
+        }
+    }
+
+    /// All domains as last seen, dom0 first.
+    pub fn domains(&self) -> Vec<ObservedDomain> {
+        let inner = self.read();
+        inner
+            .domains
+            .values()
+            .map(|(info, generation)| {
+                let record = info.vm.and_then(|vm| inner.records.get(&vm));
+                ObservedDomain {
+                    info: Arc::clone(info),
+                    record: record.map(|(r, _)| Arc::clone(r)),
+                    generation: record.map_or(*generation, |(_, g)| (*g).max(*generation)),
+                }
+            })
+            .collect()
+    }
+
+    /// Repositories that VMs name.
+    pub fn repositories(&self) -> Vec<RepoId> {
+        let mut repos: Vec<RepoId> = self.read().records.values().map(|(r, _)| r.repo.clone()).collect();
+        repos.sort();
+        repos.dedup();
+        repos
+    }
+}
+
+/// One difference between two looks at the world.
+#[derive(Debug, Clone)]
+pub struct Change {
+    pub before: Option<Arc<DomainInfo>>,
+    pub after: Option<Arc<DomainInfo>>,
+}
