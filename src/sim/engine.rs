@@ -110,11 +110,13 @@ impl Engine {
         };
         match request {
             Request::Save { domid, file, keep_running } => {
-                let image = now_in_world(&mut |w, now| w.image(domid, now).map(|i| Answer::Image(Box::new(i))))?;
+                let image =
+                    now_in_world(&mut |w, now| w.image(domid, now).map(|i| Answer::Image(Box::new(i))))?;
                 let Answer::Image(image) = image else { return Err(not_this()) };
                 image::write_new(Path::new(file.as_str()), &json(&*image)?)?;
-                let saved =
-                    now_in_world(&mut |w, now| w.finish_save(domid, keep_running, now).map(|()| Answer::Done));
+                let saved = now_in_world(&mut |w, now| {
+                    w.finish_save(domid, keep_running, now).map(|()| Answer::Done)
+                });
                 remove_if_failed(saved, file.as_str())
             }
             Request::Restore { spec, file, paused } => {

@@ -1,7 +1,7 @@
 //! What drivers hold: a way to the world, in this process or in another. Each call ends by its deadline.
 
-use super::remote::Remote;
 use super::engine::Outcome;
+use super::remote::Remote;
 use super::{
     Answer, Audit, Behaviour, Engine, Observation, Options, Reason, Request, Result, Rule, WorldError,
 };

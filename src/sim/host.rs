@@ -171,10 +171,7 @@ impl Host {
                 mac: Some("00:00:00:00:00:00".to_owned()),
                 up: true,
                 loopback: true,
-                addresses: vec![
-                    (IpAddr::V4(Ipv4Addr::LOCALHOST), 8),
-                    (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
-                ],
+                addresses: vec![(IpAddr::V4(Ipv4Addr::LOCALHOST), 8), (IpAddr::V6(Ipv6Addr::LOCALHOST), 128)],
             },
             Link {
                 name: "xenbr0".to_owned(),

@@ -42,8 +42,8 @@ pub use engine::Engine;
 pub use handle::Handle;
 pub use host::{HostView, Link, Ntp, Zone};
 pub use request::{
-    Answer, Device, Display, DomainView, HypervisorView, Image, Kind, Observation, Reason, Request, Spec, State,
-    Trigger, WorldError,
+    Answer, Device, Display, DomainView, HypervisorView, Image, Kind, Observation, Reason, Request, Spec,
+    State, Trigger, WorldError,
 };
 pub use script::{Fate, Rule};
 pub use world::{Options, World};

@@ -71,7 +71,11 @@ pub async fn serve(socket: &Path, options: Options) -> Result<(), ProcessError> 
 }
 
 /// [`serve`] with another bound on being without clients, for tests.
-pub async fn serve_until_idle(socket: &Path, options: Options, idle_end: Duration) -> Result<(), ProcessError> {
+pub async fn serve_until_idle(
+    socket: &Path,
+    options: Options,
+    idle_end: Duration,
+) -> Result<(), ProcessError> {
     let pid_file = take_pid_file(socket)?;
     let listener = bind(socket)?;
     tracing::info!(socket = %socket.display(), "simulated world ready");
@@ -105,7 +109,8 @@ fn bind(socket: &Path) -> Result<UnixListener, ProcessError> {
     let new = beside(socket, ".new");
     let _ = std::fs::remove_file(&new);
     let listener = UnixListener::bind(&new).map_err(io_error("cannot listen on", &new))?;
-    std::fs::set_permissions(&new, Permissions::from_mode(0o600)).map_err(io_error("cannot protect", &new))?;
+    std::fs::set_permissions(&new, Permissions::from_mode(0o600))
+        .map_err(io_error("cannot protect", &new))?;
     std::fs::rename(&new, socket).map_err(io_error("cannot name", socket))?;
     Ok(listener)
 }

@@ -155,52 +155,143 @@ pub enum WorldError {
 pub enum Request {
     Info,
     List,
-    Get { domid: u32 },
-    Find { vm: VmId },
-    Create { spec: Box<Spec>, paused: bool },
-    Destroy { domid: u32 },
-    Shutdown { domid: u32 },
-    Reboot { domid: u32 },
-    Pause { domid: u32 },
-    Unpause { domid: u32 },
-    Save { domid: u32, file: SafePath, keep_running: bool },
-    Restore { spec: Box<Spec>, file: SafePath, paused: bool },
+    Get {
+        domid: u32,
+    },
+    Find {
+        vm: VmId,
+    },
+    Create {
+        spec: Box<Spec>,
+        paused: bool,
+    },
+    Destroy {
+        domid: u32,
+    },
+    Shutdown {
+        domid: u32,
+    },
+    Reboot {
+        domid: u32,
+    },
+    Pause {
+        domid: u32,
+    },
+    Unpause {
+        domid: u32,
+    },
+    Save {
+        domid: u32,
+        file: SafePath,
+        keep_running: bool,
+    },
+    Restore {
+        spec: Box<Spec>,
+        file: SafePath,
+        paused: bool,
+    },
     /// Suspends the domain and answers its image; `EndExport` must follow.
-    Export { domid: u32 },
+    Export {
+        domid: u32,
+    },
     /// Destroys the exported domain (`gone`), or lets it go on.
-    EndExport { domid: u32, gone: bool },
+    EndExport {
+        domid: u32,
+        gone: bool,
+    },
     /// Builds a domain from an image, paused.
-    Import { image: Box<Image> },
-    Config { domid: u32 },
-    AttachDisk { domid: u32, disk: Device },
-    DetachDisk { domid: u32, key: String },
-    AttachVif { domid: u32, vif: Device },
-    DetachVif { domid: u32, key: String },
-    SetVcpus { domid: u32, online: u32 },
-    SetMemory { domid: u32, target: MiB },
-    SetScheduling { domid: u32, weight: u16, cap: u16 },
-    Sysrq { domid: u32, letter: char },
-    Trigger { domid: u32, trigger: Trigger },
-    SendToGuest { domid: u32, key: String, value: String },
-    DumpCore { domid: u32, file: SafePath, crash: bool },
+    Import {
+        image: Box<Image>,
+    },
+    Config {
+        domid: u32,
+    },
+    AttachDisk {
+        domid: u32,
+        disk: Device,
+    },
+    DetachDisk {
+        domid: u32,
+        key: String,
+    },
+    AttachVif {
+        domid: u32,
+        vif: Device,
+    },
+    DetachVif {
+        domid: u32,
+        key: String,
+    },
+    SetVcpus {
+        domid: u32,
+        online: u32,
+    },
+    SetMemory {
+        domid: u32,
+        target: MiB,
+    },
+    SetScheduling {
+        domid: u32,
+        weight: u16,
+        cap: u16,
+    },
+    Sysrq {
+        domid: u32,
+        letter: char,
+    },
+    Trigger {
+        domid: u32,
+        trigger: Trigger,
+    },
+    SendToGuest {
+        domid: u32,
+        key: String,
+        value: String,
+    },
+    DumpCore {
+        domid: u32,
+        file: SafePath,
+        crash: bool,
+    },
 
     Host,
-    SetClock { time: Timestamp },
-    SetZone { zone: Zone },
-    SetNtp { servers: Vec<String>, local_time_source: bool },
-    EnableNtp { enabled: bool },
-    HostLog { max_bytes: u64 },
+    SetClock {
+        time: Timestamp,
+    },
+    SetZone {
+        zone: Zone,
+    },
+    SetNtp {
+        servers: Vec<String>,
+        local_time_source: bool,
+    },
+    EnableNtp {
+        enabled: bool,
+    },
+    HostLog {
+        max_bytes: u64,
+    },
     HostReboot,
     HostPowerOff,
     Links,
 
     /// `vm` `None`: the default for all VMs without one of their own.
-    SetBehaviour { vm: Option<VmId>, behaviour: Behaviour },
+    SetBehaviour {
+        vm: Option<VmId>,
+        behaviour: Behaviour,
+    },
     /// The guest ends now, by itself.
-    EndGuest { vm: VmId, reason: Reason },
+    EndGuest {
+        vm: VmId,
+        reason: Reason,
+    },
     /// What was sent to the guest (`SendToGuest`).
-    GuestStore { domid: u32 },
-    AddRule { rule: Rule },
+    GuestStore {
+        domid: u32,
+    },
+    AddRule {
+        rule: Rule,
+    },
     ClearRules,
     Audit,
     /// The world's process ends, and all domains with it.

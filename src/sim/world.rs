@@ -89,8 +89,11 @@ impl World {
 
     /// Lets everything happen that was to happen until `now`.
     pub fn advance(&mut self, now: Timestamp) -> Vec<Observation> {
-        let ended: Vec<(u32, Reason)> =
-            self.domains.values_mut().filter_map(|d| d.advance(now).map(|reason| (d.domid, reason))).collect();
+        let ended: Vec<(u32, Reason)> = self
+            .domains
+            .values_mut()
+            .filter_map(|d| d.advance(now).map(|reason| (d.domid, reason)))
+            .collect();
         for (domid, reason) in ended {
             self.note_end(domid, reason, now);
         }
@@ -128,14 +131,10 @@ impl World {
             Request::Export { domid } => self.export(domid, now),
             Request::EndExport { domid, gone } => self.end_export(domid, gone, now),
             Request::Import { image } => self.import(*image, now).map(Answer::DomId),
-            Request::Config { domid } => {
-                self.domain(domid).map(|d| Answer::Config(Box::new(d.spec.clone())))
-            }
+            Request::Config { domid } => self.domain(domid).map(|d| Answer::Config(Box::new(d.spec.clone()))),
             Request::SetBehaviour { vm, behaviour } => self.set_behaviour(vm, behaviour),
             Request::EndGuest { vm, reason } => self.end_guest(vm, reason, now),
-            Request::GuestStore { domid } => {
-                self.domain(domid).map(|d| Answer::Pairs(d.guest_store.clone()))
-            }
+            Request::GuestStore { domid } => self.domain(domid).map(|d| Answer::Pairs(d.guest_store.clone())),
             Request::AddRule { rule } => self.script.add(rule).map(|()| Answer::Done),
             Request::ClearRules => {
                 self.script.clear();
