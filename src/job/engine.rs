@@ -432,6 +432,11 @@ impl Engine {
         self.state().locks.view()
     }
 
+    /// Whether a job holds this object or waits for it.
+    pub fn is_claimed(&self, object: &str) -> bool {
+        self.state().locks.is_claimed(object)
+    }
+
     /// See [`LockTable::waiting_for`].
     pub fn waiting_for(&self, id: JobId) -> Vec<(String, JobId)> {
         self.state().locks.waiting_for(id)

@@ -114,6 +114,11 @@ impl LockTable {
         self.jobs.get(&job).is_some_and(|c| c.behind == 0)
     }
 
+    /// Whether any job holds this object or waits for it.
+    pub fn is_claimed(&self, object: &str) -> bool {
+        self.queues.contains_key(object)
+    }
+
     /// Everything held and waited for, by object, in order of arrival.
     pub fn view(&self) -> Vec<LockView> {
         let mut view = Vec::new();

@@ -95,6 +95,9 @@ pub struct StepRecord {
 pub struct JobFault {
     pub name: String,
     pub text: String,
+    /// The step is sure that it has changed nothing, so there is nothing to take back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_effect: bool,
 }
 
 impl JobFault {
@@ -107,7 +110,12 @@ impl JobFault {
             }
             text.truncate(end);
         }
-        Self { name: name.into(), text }
+        Self { name: name.into(), text, no_effect: false }
+    }
+
+    /// A fault of a step that has changed nothing.
+    pub fn refusal(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { no_effect: true, ..Self::new(name, text) }
     }
 }
 

@@ -5,7 +5,7 @@
 //! a job that holds its locks, visibly.
 
 use super::engine::{CANCELS, Engine, OpenJob};
-use super::record::{CancelRecord, JOBS, JobFault, JobRecord, JobState, PLANS, StepState, StoredPlan};
+use super::record::{CancelRecord, JOBS, JobFault, JobRecord, JobState, PLANS, StepRecord, StepState, StoredPlan};
 use super::{Outcome, Resume, StepContext};
 use crate::model::{JobId, Timestamp};
 use crate::store::{Importance, StoreError, Txn};
@@ -185,10 +185,14 @@ impl Run {
 
     /// Takes back, in reverse order, what was done or may have been. Goes on after a failure.
     async fn backward(&mut self) -> Result<(), Parked> {
-        let concerned = |state| matches!(state, StepState::Done | StepState::Intended | StepState::Failed);
+        let concerned = |step: &StepRecord| match step.state {
+            StepState::Done | StepState::Intended => true,
+            StepState::Failed => !step.error.as_ref().is_some_and(|e| e.no_effect),
+            StepState::Pending | StepState::Undone | StepState::UndoFailed => false,
+        };
         let steps: Vec<usize> = (0..self.plan.steps.len())
             .rev()
-            .filter(|i| self.plan.steps[*i].undo && concerned(self.record.steps[*i].state))
+            .filter(|i| self.plan.steps[*i].undo && concerned(&self.record.steps[*i]))
             .collect();
         if steps.is_empty() {
             return Ok(());

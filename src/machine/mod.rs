@@ -2,6 +2,7 @@
 //! `linux` reads /proc, /sys and DMI and drives chrony or timesyncd; `sim` speaks to the simulated world and
 //! can never touch the machine it runs on.
 
+pub mod files;
 pub mod linux;
 pub mod sim;
 

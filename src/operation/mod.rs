@@ -1,1 +1,185 @@
-//! (being built)
+//! What callers ask for, as plans; and the executor that carries out each kind of step.
+//!
+//! Words: a [`plan::Plan`] is steps and locks, made from typed parameters without touching anything; the
+//! *executor* is [`Operations`], which joins the domains (VM, host) with the drivers; *settling* is what happens
+//! when the world changed without us.
+//!
+//! A caller's way: api -> `plan` -> `submission` -> the job engine -> `Operations::run`, step by step. What happens
+//! by itself comes in through `observe` and takes the same way. There is no other way to change anything.
+
+mod execute;
+pub mod fault;
+mod host_steps;
+pub mod observe;
+pub mod plan;
+mod settle;
+pub mod step;
+mod vm_steps;
+
+use crate::config::Settings;
+use crate::event;
+use crate::host::record::{HOST, HostRecord};
+use crate::job::{Engine, Options, Submission};
+use crate::kernel::Kernel;
+use crate::machine::Machine;
+use crate::machine::files::Files;
+use crate::model::{SafePath, VmId};
+use crate::store::{Store, StoreError, Txn};
+use crate::vm::{Registry, VMS};
+use crate::xen::Toolstack;
+use std::path::Path;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use tokio::sync::watch;
+
+/// What a change of passwords, ownership or certificates means for those who serve callers. The composition
+/// root joins it to the wire.
+pub trait Access: Send + Sync + 'static {
+    /// The password's hash or the host's record has changed: decide callers' roles by these from now on.
+    fn policy_changed(&self, password_hash: Option<&str>, host: &HostRecord);
+
+    /// Makes a new server certificate, keeps it, and serves it to new connections. Blocking.
+    fn renew_certificate(&self) -> Result<(), String>;
+}
+
+/// The worlds, as drivers.
+#[derive(Clone)]
+pub struct Worlds {
+    pub toolstack: Arc<dyn Toolstack>,
+    pub machine: Arc<dyn Machine>,
+    pub kernel: Arc<dyn Kernel>,
+}
+
+/// The password's hash (PHC text), beside the host's record and out of the ledger's way.
+const PASSWORD: crate::store::Table<String> = crate::store::Table::new("password", 1);
+
+pub struct Operations {
+    pub store: Store,
+    pub toolstack: Arc<dyn Toolstack>,
+    pub machine: Arc<dyn Machine>,
+    pub kernel: Arc<dyn Kernel>,
+    pub vms: Arc<Registry>,
+    pub events: event::Log,
+    pub settings: Arc<Settings>,
+    files: Files,
+    access: Arc<dyn Access>,
+    host: RwLock<Arc<HostRecord>>,
+    password: RwLock<Option<String>>,
+    engine: OnceLock<Engine>,
+    this: Weak<Operations>,
+    /// Asks the observer to look at everything.
+    pub(crate) look_again: tokio::sync::Notify,
+    /// Where saved memory and core dumps lie.
+    state_dir: SafePath,
+    /// Rises with every observation, so that a step that waits for the world looks again.
+    pub(crate) world_changes: watch::Sender<u64>,
+    /// Told after a step has ordered a reboot or power-off, for whoever must end the daemon in a simulated world.
+    pub power: watch::Sender<Option<bool>>,
+}
+
+impl Operations {
+    /// Loads what the store has.
+    pub async fn load(
+        store: Store,
+        worlds: Worlds,
+        settings: Arc<Settings>,
+        access: Arc<dyn Access>,
+        state_dir: SafePath,
+    ) -> Result<Arc<Self>, StoreError> {
+        let vms = Registry::default();
+        for (_, record) in store.scan(&VMS, crate::store::Range::all()).await? {
+            vms.put(record);
+        }
+        let host = store.get(&HOST, "host").await?.unwrap_or_default();
+        let password = store.get(&PASSWORD, "oracle").await?;
+        access.policy_changed(password.as_deref(), &host);
+        Ok(Arc::new_cyclic(|this| Self {
+            events: event::Log::new(store.clone(), &settings.events),
+            store,
+            toolstack: worlds.toolstack,
+            machine: worlds.machine,
+            kernel: worlds.kernel,
+            vms: Arc::new(vms),
+            settings,
+            files: Files,
+            access,
+            host: RwLock::new(Arc::new(host)),
+            password: RwLock::new(password),
+            engine: OnceLock::new(),
+            this: this.clone(),
+            look_again: tokio::sync::Notify::new(),
+            state_dir,
+            world_changes: watch::Sender::new(0),
+            power: watch::Sender::new(None),
+        }))
+    }
+
+    /// Joins the engine, which needs us first as its executor.
+    pub fn join_engine(&self, engine: Engine) {
+        let _ = self.engine.set(engine);
+    }
+
+    pub fn engine(&self) -> Option<&Engine> {
+        self.engine.get()
+    }
+
+    pub fn host_record(&self) -> Arc<HostRecord> {
+        Arc::clone(&self.host.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn has_password(&self) -> bool {
+        self.password.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// The first password's hash, before any job can run. Later ones go by job.
+    pub async fn first_password(&self, hash: String) -> Result<(), StoreError> {
+        let mut txn = Txn::essential();
+        txn.put(&PASSWORD, "oracle", &hash);
+        self.store.commit(txn).await?;
+        self.set_password(hash);
+        Ok(())
+    }
+
+    fn set_password(&self, hash: String) {
+        *self.password.write().unwrap_or_else(PoisonError::into_inner) = Some(hash);
+        self.policy_changed();
+    }
+
+    fn set_host(&self, record: HostRecord) {
+        *self.host.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(record);
+        self.policy_changed();
+    }
+
+    fn policy_changed(&self) {
+        let password = self.password.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.access.policy_changed(password.as_deref(), &self.host_record());
+    }
+
+    /// A plan as the engine takes it.
+    pub fn submission(&self, verb: &str, caller: &str, plan: plan::Plan, mut options: Options) -> Submission {
+        options.essential |= plan.essential;
+        Submission {
+            verb: verb.to_owned(),
+            about: plan.about,
+            caller: caller.to_owned(),
+            params: serde_json::Value::Null,
+            locks: plan.locks,
+            steps: plan.steps,
+            options,
+        }
+    }
+
+    /// Where a VM's memory is saved. `tag` makes it the only one of its kind.
+    pub fn save_file(&self, vm: VmId, tag: &str) -> SafePath {
+        self.below_state("saved", vm, tag)
+    }
+
+    pub fn core_file(&self, vm: VmId, tag: &str) -> SafePath {
+        self.below_state("cores", vm, tag)
+    }
+
+    fn below_state(&self, folder: &str, vm: VmId, tag: &str) -> SafePath {
+        let path = Path::new(self.state_dir.as_str()).join(folder).join(format!("{vm}.{tag}"));
+        SafePath::parse(&path.to_string_lossy())
+            .expect("a checked folder, a constant, a UUID and a tag of digits and letters make a plain path")
+    }
+}

@@ -153,6 +153,16 @@ pub fn stop_vm(vm: VmId, force: bool, settings: &config::Vm) -> Plan {
     Plan::new(format!("stop VM {vm}"), vm_locks(vm), steps).essential()
 }
 
+/// As `stop_vm`, but a guest that does not end is ended: the host goes down.
+pub fn stop_vm_for_power(vm: VmId, settings: &config::Vm) -> Plan {
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Stop },
+        Step::ShutdownDomain { vm, timeout_s: settings.shutdown_timeout_s, then_force: true },
+        Step::DestroyDomain { vm },
+    ];
+    Plan::new(format!("stop VM {vm}"), vm_locks(vm), steps).essential()
+}
+
 /// The guest gets `timeout_s` to end by itself; then its domain is ended all the same, as a reboot was asked.
 pub fn reboot_vm(vm: VmId, timeout_s: u64) -> Plan {
     let steps = vec![
@@ -238,10 +248,10 @@ pub fn host_change(about: impl Into<String>, part: &str, step: Step) -> Plan {
 }
 
 /// Ends every VM, then the host.
-pub fn power(off: bool) -> Plan {
+pub fn power(off: bool, boot_id: String) -> Plan {
     let about = if off { "switch the host off" } else { "reboot the host" };
     let locks = vec![LockWant::exclusive("host")];
-    Plan::new(about, locks, vec![Step::StopAllVms {}, Step::Power { off }]).essential()
+    Plan::new(about, locks, vec![Step::StopAllVms {}, Step::Power { off, boot_id }]).essential()
 }
 
 pub fn sleep(ms: u64) -> Plan {

@@ -53,7 +53,8 @@ pub enum Step {
     RenewCertificate {},
     /// Stops every VM, each as a child job.
     StopAllVms {},
-    Power { off: bool },
+    /// `boot_id` is the boot that is to end: a run after it has nothing more to do.
+    Power { off: bool, boot_id: String },
     // The agent itself.
     Sleep { ms: u64 },
     Discover {},
@@ -177,8 +178,8 @@ impl Step {
             Self::SetPassword { .. } => ("set_password", "replace the password's hash".to_owned()),
             Self::RenewCertificate {} => ("renew_certificate", "make a new server certificate and serve it".to_owned()),
             Self::StopAllVms {} => ("stop_vms", "stop every VM, each in a job of its own".to_owned()),
-            Self::Power { off: true } => ("power_off", "switch the host off".to_owned()),
-            Self::Power { off: false } => ("reboot", "reboot the host".to_owned()),
+            Self::Power { off: true, .. } => ("power_off", "switch the host off".to_owned()),
+            Self::Power { off: false, .. } => ("reboot", "reboot the host".to_owned()),
             Self::Sleep { ms } => ("sleep", format!("wait {ms} ms")),
             Self::Discover {} => ("discover", "look at all domains and make the record true".to_owned()),
             Self::Prune {} => ("prune", "delete the oldest jobs and events beyond their bounds".to_owned()),

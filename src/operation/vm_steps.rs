@@ -18,7 +18,7 @@ type Result<T> = std::result::Result<T, JobFault>;
 
 impl Operations {
     pub(super) fn vm(&self, id: VmId) -> Result<Vm> {
-        self.vms.get(id).ok_or_else(|| JobFault::new("VM_NOT_FOUND", format!("no VM {id} is known here")))
+        self.vms.get(id).ok_or_else(|| JobFault::refusal("VM_NOT_FOUND", format!("no VM {id} is known here")))
     }
 
     /// The VM's domain as it is now, not as last seen.
@@ -30,7 +30,7 @@ impl Operations {
     async fn living(&self, id: VmId) -> Result<DomainInfo> {
         match self.domain(id).await? {
             Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) => Ok(domain),
-            _ => Err(JobFault::new("VM_STATE", format!("VM {id} has no living domain"))),
+            _ => Err(JobFault::refusal("VM_STATE", format!("VM {id} has no living domain"))),
         }
     }
 
@@ -59,20 +59,20 @@ impl Operations {
         let vm = self.vm(id)?;
         let domain = self.domain(id).await?;
         let state = state_of(&vm.record.intent, domain.as_ref());
-        allowed(state, action).map_err(|refusal| JobFault::new("VM_STATE", refusal.to_string()))?;
+        allowed(state, action).map_err(|refusal| JobFault::refusal("VM_STATE", refusal.to_string()))?;
         Ok(Outcome::done())
     }
 
     pub(super) fn check_new_vm(&self, record: &VmRecord) -> Result<Outcome> {
         if self.vms.get(record.id()).is_some() {
-            return Err(JobFault::new("VM_EXISTS", format!("VM {} exists", record.id())));
+            return Err(JobFault::refusal("VM_EXISTS", format!("VM {} exists", record.id())));
         }
         self.check_clash(record)
     }
 
     fn check_clash(&self, record: &VmRecord) -> Result<Outcome> {
         match self.vms.clash(record) {
-            Some(clash) => Err(JobFault::new("VM_EXISTS", clash)),
+            Some(clash) => Err(JobFault::refusal("VM_EXISTS", clash)),
             None => Ok(Outcome::done()),
         }
     }
@@ -113,7 +113,7 @@ impl Operations {
         let domid = match self.domain(id).await? {
             Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) && context.resumed => domain.domid,
             Some(_) if !context.resumed => {
-                return Err(JobFault::new("VM_STATE", format!("VM {id} has a domain already")));
+                return Err(JobFault::refusal("VM_STATE", format!("VM {id} has a domain already")));
             }
             Some(ended) => {
                 self.destroy_found(ended.domid).await?;
@@ -307,7 +307,7 @@ impl Operations {
             }
             // The domain went with its memory safe on disk; only the outcome was not written.
             None if context.resumed && !checkpoint && self.files.exists(file).await.map_err(fault::files)? => {}
-            None => return Err(JobFault::new("VM_STATE", format!("VM {id} has no domain to save"))),
+            None => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has no domain to save"))),
         }
         let name = self.vm(id)?.record.config.name.clone();
         if checkpoint {
@@ -337,11 +337,11 @@ impl Operations {
     pub(super) async fn restore_domain(&self, id: VmId, paused: bool, context: &StepContext) -> Result<Outcome> {
         let vm = self.vm(id)?;
         let Intent::Saved { file, .. } = &vm.record.intent else {
-            return Err(JobFault::new("VM_STATE", format!("VM {id} is not saved")));
+            return Err(JobFault::refusal("VM_STATE", format!("VM {id} is not saved")));
         };
         let domid = match self.domain(id).await? {
             Some(domain) if context.resumed => domain.domid,
-            Some(_) => return Err(JobFault::new("VM_STATE", format!("VM {id} has a domain already"))),
+            Some(_) => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has a domain already"))),
             None => self.toolstack.restore(&vm.record.config, file, paused).await.map_err(fault::toolstack)?,
         };
         self.look(domid).await;
@@ -353,6 +353,12 @@ impl Operations {
         let event = Event::new("vm.restored", Severity::Info, VmRecord::lock(id), text).with_job(context.job);
         event.with("domid", domid.0).append_to(&mut outcome.writes);
         Ok(outcome)
+    }
+
+    /// Builds the domain after a reboot or a dump; the step before cleared the old one away.
+    pub(super) async fn rebuild_domain(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
+        let context = StepContext { resumed: true, ..context.clone() };
+        self.create_domain(id, "vm.rebooted", &context).await
     }
 
     /// Applies one change to the running domain. A domain that has gone meanwhile needs none: the record says
@@ -389,7 +395,7 @@ impl Operations {
                 self.look(domain.domid).await;
             }
             None if context.resumed && crash && self.files.exists(file).await.map_err(fault::files)? => {}
-            None => return Err(JobFault::new("VM_STATE", format!("VM {id} has no domain to dump"))),
+            None => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has no domain to dump"))),
         }
         Ok(Outcome::done())
     }

@@ -1,0 +1,85 @@
+//! From a step's data to the function that carries it out, and back when it is undone.
+
+use super::step::Step;
+use super::vm_steps::Signal;
+use super::Operations;
+use crate::event::{Event, Severity};
+use crate::job::{Executor, JobFault, JobRecord, JobState, Outcome, PlannedStep, StepContext};
+use crate::store::Txn;
+use async_trait::async_trait;
+
+fn parse(step: &PlannedStep) -> Result<Step, JobFault> {
+    serde_json::from_value(step.what.clone())
+        .map_err(|error| JobFault::refusal("INTERNAL", format!("a stored step cannot be read: {error}")))
+}
+
+#[async_trait]
+impl Executor for Operations {
+    async fn run(&self, step: &PlannedStep, context: &StepContext) -> Result<Outcome, JobFault> {
+        match parse(step)? {
+            Step::CheckVm { vm, action } => self.check_vm(vm, action).await,
+            Step::CheckNewVm { record } => self.check_new_vm(&record),
+            Step::PutVm { record, created } => self.put_vm(*record, created, context),
+            Step::SetHa { vm, enabled } => self.record_outcome(vm, |record| record.ha = enabled),
+            Step::DeleteVm { vm } => self.delete_vm(vm, context),
+            Step::RecordCore { vm, date, file } => self.record_core(vm, &date, &file, context).await,
+            Step::ForgetCore { vm, date } => self.record_outcome(vm, |r| r.cores.retain(|c| c.date != date)),
+            Step::CreateDomain { vm } => self.create_domain(vm, "vm.started", context).await,
+            Step::ShutdownDomain { vm, timeout_s, then_force } => {
+                self.shutdown_domain(vm, timeout_s, then_force, context).await
+            }
+            Step::DestroyDomain { vm } => self.destroy_domain(vm, context).await,
+            Step::AskReboot { vm, timeout_s } => self.ask_reboot(vm, timeout_s, context).await,
+            Step::ClearDomain { vm } => self.clear_domain(vm).await,
+            Step::RebuildDomain { vm } => self.rebuild_domain(vm, context).await,
+            Step::PauseDomain { vm } => self.pause_domain(vm, true).await,
+            Step::UnpauseDomain { vm } => self.pause_domain(vm, false).await,
+            Step::SaveDomain { vm, file, checkpoint } => self.save_domain(vm, &file, checkpoint, context).await,
+            Step::RestoreDomain { vm, paused } => self.restore_domain(vm, paused, context).await,
+            Step::Hotplug { vm, change } => self.hotplug(vm, &change).await,
+            Step::Sysrq { vm, letter } => self.signal(vm, Signal::Sysrq(letter)).await,
+            Step::Trigger { vm, trigger, vcpu } => self.signal(vm, Signal::Trigger(trigger, vcpu)).await,
+            Step::SendToGuest { vm, key, value } => self.signal(vm, Signal::Send(&key, &value)).await,
+            Step::DumpCore { vm, file, live, crash } => self.dump_core(vm, &file, live, crash, context).await,
+            Step::InspectDomain { vm } => self.inspect_domain(vm).await,
+            Step::SettleClear { vm } => self.settle_clear(vm, context).await,
+            Step::SettleRebuild { vm } => self.settle_rebuild(vm, context).await,
+            Step::RemoveFile { file } => self.remove_file(&file).await,
+            other => self.run_host_step(other, context).await,
+        }
+    }
+
+    async fn undo(
+        &self,
+        step: &PlannedStep,
+        outcome: Option<&serde_json::Value>,
+        _context: &StepContext,
+    ) -> Result<Outcome, JobFault> {
+        match parse(step)? {
+            Step::CreateDomain { vm } | Step::RestoreDomain { vm, .. } => self.undo_create(vm).await,
+            Step::PauseDomain { vm } | Step::UnpauseDomain { vm } => self.undo_pause(vm, outcome).await,
+            Step::SaveDomain { vm, file, .. } => self.undo_save(vm, &file).await,
+            Step::DumpCore { file, .. } => self.remove_file(&file).await,
+            Step::Hotplug { vm, change } => self.hotplug(vm, &change.inverse()).await,
+            // The plan says of every other step that it cannot be undone.
+            _ => Ok(Outcome::done()),
+        }
+    }
+
+    fn ended(&self, job: &JobRecord, txn: &mut Txn) {
+        tracing::info!(
+            job = %job.id, verb = job.verb, caller = job.caller, outcome = job.state.as_str(),
+            fault = job.fault.as_ref().map(|f| f.name.as_str()), "job ended"
+        );
+        let (kind, severity) = match job.state {
+            JobState::Failed => ("job.failed", Severity::Error),
+            JobState::Cancelled => ("job.cancelled", Severity::Warning),
+            // A success is told by what it changed.
+            _ => return,
+        };
+        let why = job.fault.as_ref().map_or_else(String::new, |f| f.to_string());
+        let text = format!("job {} ({}) {}: {why}", job.id, job.verb, job.state.as_str());
+        let event = Event::new(kind, severity, format!("job/{}", job.id), text).with_job(job.id);
+        event.with("verb", job.verb.clone()).append_to(txn);
+    }
+}

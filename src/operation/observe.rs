@@ -1,0 +1,139 @@
+//! The world's own doing: observations of the toolstack become a true registry, events, and jobs that settle
+//! what changed. The same path as a caller's job from there on.
+//!
+//! One task. A VM whose record and world disagree is *dirty*. While a job is open on its lock the job knows what
+//! it does, so a dirty VM is looked at again when no such job is open.
+
+use super::{Operations, plan};
+use crate::event::{Event, Severity};
+use crate::job::Options;
+use crate::model::{Timestamp, VmId};
+use crate::vm::{Change, VmRecord};
+use crate::xen::{DomId, Observation, RunState};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How soon a dirty VM is looked at again while a job is open on it.
+const RECHECK: Duration = Duration::from_millis(200);
+/// After a settle job failed, the same VM is tried again no sooner than this.
+const RETRY: Duration = Duration::from_secs(30);
+
+struct Observer {
+    operations: Arc<Operations>,
+    dirty: HashSet<VmId>,
+    not_before: HashMap<VmId, Instant>,
+    /// Unknown domains that were told of already.
+    told: HashSet<DomId>,
+}
+
+/// Watches until `stop`. Looks at everything first.
+pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
+    let mut observations = operations.toolstack.observe();
+    let look = Arc::clone(&operations);
+    let mut observer =
+        Observer { operations, dirty: HashSet::new(), not_before: HashMap::new(), told: HashSet::new() };
+    observer.everything().await;
+    let mut recheck = tokio::time::interval(RECHECK);
+    recheck.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            observation = observations.recv() => match observation {
+                Some(observation) => observer.take(observation).await,
+                None => return,
+            },
+            () = look.look_again.notified() => observer.everything().await,
+            _ = recheck.tick(), if !observer.dirty.is_empty() => observer.settle().await,
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+impl Observer {
+    async fn take(&mut self, observation: Observation) {
+        match observation {
+            Observation::Everything => self.everything().await,
+            Observation::Domain(domid) => match self.operations.toolstack.get(domid).await {
+                Ok(info) => {
+                    let change = self.operations.vms.observe_one(domid, info);
+                    self.operations.world_changes.send_modify(|n| *n += 1);
+                    if let Some(change) = change {
+                        self.changed(change).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(domid = domid.0, %error, "a domain that changed cannot be read");
+                    self.everything().await;
+                }
+            },
+        }
+        self.settle().await;
+    }
+
+    /// Reads all domains, and compares every record with them.
+    async fn everything(&mut self) {
+        match self.operations.toolstack.list().await {
+            Ok(domains) => {
+                let changes = self.operations.vms.observe(domains);
+                self.operations.world_changes.send_modify(|n| *n += 1);
+                for change in changes {
+                    self.changed(change).await;
+                }
+                self.dirty.extend(self.operations.vms.all().iter().map(|vm| vm.record.id()));
+                self.settle().await;
+            }
+            Err(error) => tracing::warn!(%error, "the domains cannot be listed"),
+        }
+    }
+
+    async fn changed(&mut self, change: Change) {
+        let Some(info) = change.after.as_ref().or(change.before.as_ref()) else { return };
+        match info.vm {
+            Some(vm) if self.operations.vms.get(vm).is_some() => {
+                self.dirty.insert(vm);
+            }
+            _ if change.after.is_none() => {
+                self.told.remove(&info.domid);
+            }
+            // Reported, never touched.
+            _ if info.domid != DomId(0) && self.told.insert(info.domid) => {
+                let text = format!("domain {} ({:?}) runs here and is no VM of ours", info.domid.0, info.name);
+                let event = Event::new("domain.unknown", Severity::Warning, "host", text);
+                if let Err(error) = self.operations.events.publish(&event).await {
+                    tracing::warn!(%error, "an event was not written");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Submits a job for each dirty VM on which no job is open and whose record and world disagree.
+    async fn settle(&mut self) {
+        let operations = Arc::clone(&self.operations);
+        let Some(engine) = operations.engine() else { return };
+        let now = Instant::now();
+        for vm in self.dirty.clone() {
+            let waits = self.not_before.get(&vm).is_some_and(|at| *at > now);
+            if waits || engine.is_claimed(&VmRecord::lock(vm)) {
+                continue;
+            }
+            self.dirty.remove(&vm);
+            self.not_before.remove(&vm);
+            let Some(entry) = operations.vms.get(vm) else { continue };
+            let domain = entry.domain.as_deref().filter(|d| d.state != RunState::Dying);
+            if super::settle::decide(&entry.record, domain, Timestamp::now()) == super::settle::Decision::Nothing {
+                continue;
+            }
+            let submission = operations.submission("settle_vm", "agent", plan::settle_vm(vm), Options::default());
+            match engine.submit(submission).await {
+                Ok(job) => tracing::info!(%vm, %job, "record and world disagree; settling"),
+                Err(error) => tracing::warn!(%vm, %error, "a VM cannot be settled now"),
+            }
+            // Looked at again when the job has ended, in case it failed.
+            self.dirty.insert(vm);
+            self.not_before.insert(vm, now + RETRY);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! When a domain changes without us: it ended by itself, it has gone, or it is there although we thought it off.
+//!
+//! The decision is pure ([`decide`]); it is written down before it is carried out, so that a crash in between
+//! does not decide anew on a world that is half changed.
+
+use super::vm_steps::words;
+use super::Operations;
+use crate::event::{Event, Severity};
+use crate::job::{JobFault, Outcome, StepContext};
+use crate::model::{Timestamp, VmId};
+use crate::vm::{EndCause, Intent, VmRecord};
+use crate::xen::config::OnEnd;
+use crate::xen::{DomainInfo, RunState, ShutdownReason};
+use serde::{Deserialize, Serialize};
+
+/// A VM that crashes this often in a row, each time soon after its start, is left off.
+const CRASHES_UNTIL_LEFT_OFF: u32 = 5;
+/// "Soon": within this of its start.
+const CRASH_SOON_MS: u64 = 60_000;
+
+/// What to do about a domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "decision", rename_all = "snake_case")]
+pub(super) enum Decision {
+    /// Record and world agree.
+    Nothing,
+    /// The domain runs; the record must say so.
+    FoundRunning,
+    /// The domain is gone; nobody saw how.
+    Gone,
+    /// It ended. `dump`: keep its memory first; `preserve`: leave it as it is, for somebody to look at.
+    Ended { cause: EndCause, restart: bool, dump: bool, preserve: bool, crashes: u32 },
+}
+
+/// See [`Decision`]. `now` is the host's time.
+pub(super) fn decide(record: &VmRecord, domain: Option<&DomainInfo>, now: Timestamp) -> Decision {
+    let wanted_on = record.intent == Intent::On;
+    let Some(domain) = domain else {
+        return if wanted_on { Decision::Gone } else { Decision::Nothing };
+    };
+    let RunState::Shutdown(reason) = domain.state else {
+        return if wanted_on { Decision::Nothing } else { Decision::FoundRunning };
+    };
+    let config = &record.config;
+    let (cause, action) = match reason {
+        ShutdownReason::Poweroff => (EndCause::Poweroff, config.on_poweroff),
+        ShutdownReason::Reboot => (EndCause::Poweroff, config.on_reboot),
+        ShutdownReason::Crash => (EndCause::Crash, config.on_crash),
+        ShutdownReason::Watchdog => (EndCause::Watchdog, config.on_crash),
+        // Its memory went to a file or another host; whoever did that clears it away. Left over, it is off.
+        ShutdownReason::Suspend => (EndCause::Unknown, OnEnd::Destroy),
+    };
+    if action == OnEnd::Preserve && !wanted_on {
+        return Decision::Nothing;
+    }
+    let crashed = matches!(cause, EndCause::Crash | EndCause::Watchdog);
+    let soon = now.0.saturating_sub(domain.started.0) < CRASH_SOON_MS;
+    let crashes = match (crashed, soon) {
+        (true, true) => record.crashes_in_a_row + 1,
+        (true, false) => 1,
+        (false, _) => 0,
+    };
+    let restart = matches!(action, OnEnd::Restart | OnEnd::CoredumpRestart);
+    Decision::Ended {
+        cause,
+        restart: restart && wanted_on && crashes < CRASHES_UNTIL_LEFT_OFF,
+        dump: matches!(action, OnEnd::CoredumpRestart | OnEnd::CoredumpDestroy),
+        preserve: action == OnEnd::Preserve,
+        crashes,
+    }
+}
+
+impl Operations {
+    pub(super) async fn inspect_domain(&self, id: VmId) -> Result<Outcome, JobFault> {
+        let Some(vm) = self.vms.get(id) else {
+            return Ok(decision_outcome(&Decision::Nothing));
+        };
+        let domain = self.domain(id).await?;
+        Ok(decision_outcome(&decide(&vm.record, domain.as_ref(), Timestamp::now())))
+    }
+
+    /// Dumps if decided, and clears the ended domain away.
+    pub(super) async fn settle_clear(&self, id: VmId, context: &StepContext) -> Result<Outcome, JobFault> {
+        let Decision::Ended { dump, preserve, .. } = decision(context)? else { return Ok(Outcome::done()) };
+        let Some(domain) = self.domain(id).await? else { return Ok(Outcome::done()) };
+        if preserve || !matches!(domain.state, RunState::Shutdown(_)) {
+            return Ok(Outcome::done());
+        }
+        if dump {
+            let file = self.core_file(id, &format!("crash-{}", context.job));
+            let done = self.dump_core(id, &file, false, false, context).await;
+            if let Err(error) = done {
+                tracing::warn!(vm = %id, job = %context.job, %error, "the crashed domain's memory was not dumped");
+            }
+        }
+        self.destroy_found(domain.domid).await?;
+        Ok(Outcome::done())
+    }
+
+    pub(super) async fn settle_rebuild(&self, id: VmId, context: &StepContext) -> Result<Outcome, JobFault> {
+        let decision = decision(context)?;
+        if self.vms.get(id).is_none() {
+            return Ok(Outcome::done());
+        }
+        match decision {
+            Decision::Nothing => Ok(Outcome::done()),
+            Decision::FoundRunning => self.found_running(id, context),
+            Decision::Gone => self.off_outcome(id, EndCause::Unknown, "vm.gone", Severity::Error, context),
+            Decision::Ended { restart: true, cause, crashes, .. } => {
+                let kind = if crashes > 0 { "vm.restarted_after_crash" } else { "vm.rebooted" };
+                // The step before cleared the old domain away: one that is alive now is this step's own, from a
+                // run that was interrupted.
+                let context = StepContext { resumed: true, ..context.clone() };
+                let mut outcome = self.create_domain(id, kind, &context).await?;
+                let noted = self.record_outcome(id, |record| {
+                    record.intent = Intent::On;
+                    record.changed = Timestamp::now();
+                    record.crashes_in_a_row = crashes;
+                    record.last_end = (crashes > 0).then_some(cause);
+                })?;
+                outcome.writes.merge(noted.writes);
+                outcome.then = noted.then;
+                Ok(outcome)
+            }
+            Decision::Ended { cause, preserve, crashes, .. } => {
+                let (kind, severity) = match cause {
+                    EndCause::Crash | EndCause::Watchdog => ("vm.crashed", Severity::Error),
+                    _ => ("vm.stopped", Severity::Info),
+                };
+                let mut outcome = self.off_outcome(id, cause, kind, severity, context)?;
+                if crashes >= CRASHES_UNTIL_LEFT_OFF || preserve {
+                    let why = if preserve { "its domain is kept to be looked at" } else { "it is left off" };
+                    let text = format!("VM {id} {} {crashes} times in a row; {why}", words(cause));
+                    let event = Event::new("vm.left_off", Severity::Critical, VmRecord::lock(id), text);
+                    event.with_job(context.job).append_to(&mut outcome.writes);
+                }
+                Ok(outcome)
+            }
+        }
+    }
+
+    fn found_running(&self, id: VmId, context: &StepContext) -> Result<Outcome, JobFault> {
+        let mut outcome = self.record_outcome(id, |record| {
+            record.intent = Intent::On;
+            record.changed = Timestamp::now();
+        })?;
+        let text = format!("VM {id} runs although it was not started here; its record says so now");
+        let event = Event::new("vm.found_running", Severity::Warning, VmRecord::lock(id), text);
+        event.with_job(context.job).append_to(&mut outcome.writes);
+        Ok(outcome)
+    }
+}
+
+fn decision_outcome(decision: &Decision) -> Outcome {
+    Outcome::value(serde_json::to_value(decision).expect("an enum of plain fields has a JSON form"))
+}
+
+/// What `InspectDomain`, the first step, decided.
+fn decision(context: &StepContext) -> Result<Decision, JobFault> {
+    let value = context.outcomes.first().cloned().flatten().unwrap_or_default();
+    serde_json::from_value(value).map_err(|e| JobFault::new("INTERNAL", format!("no decision was written: {e}")))
+}
+
