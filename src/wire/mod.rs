@@ -6,6 +6,13 @@
 //!
 //! A caller that hangs up drops its call's future here; what the call started (a job) goes on elsewhere.
 
+mod datetime;
+mod decode;
+mod encode;
+
+pub use decode::{DecodeError, decode_call, decode_response};
+pub use encode::{TooBig, encode_call, encode_fault, encode_response, encode_value};
+
 use futures_util::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
