@@ -6,6 +6,22 @@
 //!
 //! A caller that hangs up drops its call's future here; what the call started (a job) goes on elsewhere.
 
+mod activation;
+mod auth;
+mod certificate;
+mod datetime;
+mod decode;
+mod encode;
+mod throttle;
+mod tls;
+
+pub use activation::{Activated, ActivationError, activated_sockets};
+pub use auth::{AuthError, Gate, OwnerPin, Policy, USER, hash_password};
+pub use certificate::fingerprint;
+pub use decode::{DecodeError, decode_call, decode_response};
+pub use encode::{TooBig, encode_call, encode_fault, encode_response, encode_value};
+pub use tls::{TlsError, TlsIdentity, TlsState};
+
 use futures_util::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
