@@ -167,6 +167,25 @@ impl Plan<'_> {
     }
 }
 
+/// Writes the first batch of an engine: counting goes on from `numbers`, and these transactions' rows are there.
+pub(super) fn seed(engine: &dyn Engine, numbers: Numbers, txns: &[Txn]) -> Result<Numbers, StoreError> {
+    let mut plan = Plan { engine, numbers, batch: Batch::default() };
+    plan.numbers.commit += 1;
+    let commit = plan.numbers.commit;
+    for (name, head) in &mut plan.numbers.tables {
+        head.commit = commit;
+        plan.batch.tables.insert(name.clone(), TableBatch::default());
+    }
+    for txn in txns {
+        refuse(txn)?;
+        plan.add(txn)?;
+    }
+    plan.seal()?;
+    engine.apply(&plan.batch)?;
+    engine.sync()?;
+    Ok(plan.numbers)
+}
+
 /// Why this transaction alone cannot be written, if so.
 fn refuse(txn: &Txn) -> Result<(), StoreError> {
     let refused = |why: String| Err(StoreError::Refused(why));
@@ -201,10 +220,10 @@ fn refuse(txn: &Txn) -> Result<(), StoreError> {
 
 /// The engine and where counting stands; the only place that writes rows.
 pub(super) struct Core {
-    /// Empty when closed, or while the engine is being opened again.
-    pub engine: RwLock<Option<Box<dyn Engine>>>,
+    /// When there is none: what everybody who asks is told.
+    engine: RwLock<Result<Box<dyn Engine>, StoreError>>,
     /// Held while a group is written, so whoever holds it sees the store between two commits.
-    pub numbers: Mutex<Numbers>,
+    numbers: Mutex<Numbers>,
     sequences: Mutex<HashMap<String, watch::Sender<u64>>>,
     pub mode: watch::Sender<Mode>,
 }
@@ -212,7 +231,7 @@ pub(super) struct Core {
 impl Core {
     pub fn new(engine: Box<dyn Engine>, numbers: Numbers, mode: Mode) -> Self {
         let core = Self {
-            engine: RwLock::new(Some(engine)),
+            engine: RwLock::new(Ok(engine)),
             numbers: Mutex::new(numbers),
             sequences: Mutex::default(),
             mode: watch::Sender::new(mode),
@@ -227,12 +246,22 @@ impl Core {
 
     pub fn read<T>(&self, read: impl FnOnce(&dyn Engine) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
-        read(engine.as_deref().ok_or(StoreError::Closed)?)
+        match &*engine {
+            Ok(engine) => read(engine.as_ref()),
+            Err(why) => Err(why.clone()),
+        }
     }
 
-    /// Takes the engine away; all that ask afterwards are told that the store is closed.
-    pub fn take_engine(&self) -> Option<Box<dyn Engine>> {
-        self.engine.write().unwrap_or_else(PoisonError::into_inner).take()
+    /// Takes the engine away, when reads under way are done; all that ask afterwards are told `why`.
+    pub fn take_engine(&self, why: StoreError) -> Option<Box<dyn Engine>> {
+        let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *engine, Err(why)).ok()
+    }
+
+    /// Puts an engine in the place of one that failed, with the numbers it stands at.
+    pub fn put_engine(&self, engine: Box<dyn Engine>, numbers: Numbers) {
+        *self.numbers() = numbers;
+        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Ok(engine);
     }
 
     pub fn sequence(&self, table: &str) -> watch::Receiver<u64> {

@@ -101,11 +101,11 @@ pub(super) trait Engine: Send + Sync {
     fn sync(&self) -> Result<(), StoreError>;
 }
 
-/// All rows of a range, page by page, to `visit`.
+/// All rows of a table, page by page, to `visit`.
 pub(super) fn for_each_row(
     engine: &dyn Engine,
     table: &str,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut range = Range::all();
     loop {

@@ -65,7 +65,7 @@ impl Store {
     /// to everything. Only for memory stores: a disk store gives an empty one.
     pub fn crash_copy(&self) -> Self {
         let numbers = self.core.numbers().clone();
-        match (&self.body, self.core.take_engine()) {
+        match (&self.body, self.core.take_engine(StoreError::Closed)) {
             (Body::Memory, Some(engine)) => {
                 Self::in_memory(Core::new(engine, numbers, self.core.mode.borrow().clone()))
             }
@@ -211,7 +211,7 @@ impl Store {
     /// Writes what is queued and the ledger, then lets go of the folder. Everything afterwards says `Closed`.
     pub async fn close(&self) {
         match &self.body {
-            Body::Memory => drop(self.core.take_engine()),
+            Body::Memory => drop(self.core.take_engine(StoreError::Closed)),
             Body::Disk { writer, .. } => writer.close().await,
         }
     }

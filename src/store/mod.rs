@@ -18,7 +18,12 @@ mod ledger;
 mod memory;
 mod open;
 mod options;
+mod panics;
+mod sled_engine;
+mod space;
 mod table;
+mod verify;
+mod witness;
 mod writer;
 
 pub use engine::Range;
@@ -48,6 +53,18 @@ pub enum StoreError {
     /// The store was closed (the daemon is stopping).
     #[error("the store is closed")]
     Closed,
+}
+
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::StorageFull | Kind::QuotaExceeded => Self::DiskFull(error.to_string()),
+            Kind::ReadOnlyFilesystem | Kind::PermissionDenied => Self::ReadOnly(error.to_string()),
+            Kind::UnexpectedEof | Kind::InvalidData => Self::Damaged(error.to_string()),
+            _ => Self::Io(error.to_string()),
+        }
+    }
 }
 
 /// What a commit did.
