@@ -16,12 +16,51 @@ pub enum GuestType {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Boot {
-    /// `/usr/bin/pygrub` reads the guest's own boot menu (PV, PVH).
-    Pygrub { args: Text<1024> },
+    /// `/usr/bin/pygrub` reads the guest's own boot menu (PV, PVH). `extra` goes behind the kernel's own
+    /// command line.
+    Pygrub { args: PygrubArgs, extra: Text<1024> },
     /// A kernel of the settings' kernel folder (PV, PVH, HVM).
     Kernel { kernel: SafePath, ramdisk: Option<SafePath>, cmdline: Text<1024> },
     /// The firmware's boot order (HVM): letters of `c` disk, `d` CD-ROM, `n` network, each at most once.
     Firmware { order: BootOrder },
+}
+
+/// Arguments of pygrub. It runs in dom0 as root, and some of its options write files: only those that choose
+/// from the guest's own menu are let through.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PygrubArgs(String);
+
+impl PygrubArgs {
+    pub fn parse(text: &str) -> Result<Self, crate::model::Invalid> {
+        let plain = |s: &str| s.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c));
+        let good = |word: &str| match word.strip_prefix("--entry=") {
+            Some(entry) => !entry.is_empty() && plain(entry),
+            None => matches!(word, "-q" | "--quiet"),
+        };
+        if text.len() <= 256 && text.split_ascii_whitespace().all(good) {
+            return Ok(Self(text.to_owned()));
+        }
+        let problem = format!("{} are not", crate::model::excerpt(text));
+        Err(crate::model::Invalid::new("pygrub arguments", problem, "-q, --quiet, --entry=NUMBER-OR-NAME"))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for PygrubArgs {
+    type Error = crate::model::Invalid;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<PygrubArgs> for String {
+    fn from(args: PygrubArgs) -> Self {
+        args.0
+    }
 }
 
 /// See [`Boot::Firmware`].

@@ -1,0 +1,148 @@
+//! The table of faults, and how each goes on the wire.
+//!
+//! A fault of one of our own verbs has a stable code and begins with its symbolic name. A fault of a dialect
+//! verb has code 1 and the form its clients know, `exceptions.Exception:…` (3.2) or
+//! `<type 'exceptions.Exception'>:…` (3.3), with the same name and text behind it.
+
+use crate::config::Dialect;
+use crate::job::{JobFault, SubmitError};
+use crate::model::Invalid;
+use crate::store::StoreError;
+use crate::wire::Fault;
+
+/// Name, code, and what it means. Codes are never given twice.
+pub const TABLE: &[(&str, i32, &str)] = &[
+    ("INVALID_PARAMETER", 100, "a parameter is missing, of the wrong type, or not allowed; the text says which and what is allowed"),
+    ("UNKNOWN_VERB", 101, "there is no such verb; system.listMethods lists them"),
+    ("NOT_PERMITTED", 102, "the caller's role does not allow the verb"),
+    ("NOT_A_JOB", 103, "the verb cannot be submitted as a job"),
+    ("VM_NOT_FOUND", 200, "no VM has this id"),
+    ("VM_EXISTS", 201, "the id, the name or a MAC address is taken"),
+    ("VM_STATE", 202, "the VM's state does not allow it; the text says in which states it is allowed"),
+    ("SHUTDOWN_IGNORED", 203, "the guest was asked to shut down and did not in time; it runs on"),
+    ("VM_NOT_STOPPED", 204, "the host was to go down and a VM could not be stopped; the host stays up"),
+    ("CORE_NOT_FOUND", 205, "the VM has no core dump of this date"),
+    ("OUT_OF_MEMORY", 210, "the host has not enough free memory; nothing was built"),
+    ("TOOLSTACK_FAILED", 211, "the toolstack refused or failed; its words follow"),
+    ("TOOLSTACK_TIMEOUT", 212, "the toolstack did not answer in time; the world was looked at again"),
+    ("TOOLSTACK_UNREACHABLE", 213, "the toolstack cannot be reached"),
+    ("JOB_NOT_FOUND", 300, "no job has this id, or it is no longer kept"),
+    ("JOB_STILL_RUNNING", 301, "the wait is over and the job goes on; ask job_wait"),
+    ("JOB_ENDED", 302, "the job has ended already and cannot be cancelled"),
+    ("CANCELLED", 303, "the job was cancelled; what it did was taken back"),
+    ("JOB_DEADLINE", 304, "the job's deadline passed; what it did was taken back"),
+    ("INTERRUPTED", 305, "the agent died during the job, and the job could not go on; what it did was taken back"),
+    ("QUEUE_FULL", 306, "too many jobs are open; nothing was accepted, try again later"),
+    ("IDEMPOTENCY_CONFLICT", 307, "the idempotency key was used for another request"),
+    ("CHILD_REFUSED", 308, "a job could not start its child"),
+    ("ALREADY_OWNED", 400, "another manager owns this host"),
+    ("NOT_OWNED", 401, "no manager owns this host, or not this one"),
+    ("CERTIFICATE_FAILED", 402, "a certificate could not be made or read"),
+    ("HOST_FAILED", 500, "the host's system refused or failed; its words follow"),
+    ("HOST_TIMEOUT", 501, "a service of the host did not answer in time"),
+    ("NOT_AVAILABLE", 502, "this host has no such service or log"),
+    ("FILE_FAILED", 503, "a file could not be read, written or removed"),
+    ("DISK_FULL", 600, "the disk is full; nothing was lost, and stopping VMs still works"),
+    ("STORE_READ_ONLY", 601, "the store can only be read; nothing was changed"),
+    ("STORE", 602, "the store failed; nothing was acknowledged that is not on disk"),
+    ("STOPPING", 700, "the agent is stopping; try again when it is back"),
+    ("ANSWER_TOO_BIG", 701, "the answer is larger than the settings allow"),
+    ("INTERNAL", 799, "something that was not foreseen; the log says more"),
+];
+
+/// A fault by its name in [`TABLE`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: {text}")]
+pub struct ApiFault {
+    pub name: String,
+    pub text: String,
+}
+
+pub type Result<T> = std::result::Result<T, ApiFault>;
+
+impl ApiFault {
+    pub fn new(name: &str, text: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), text: text.into() }
+    }
+
+    pub fn invalid(text: impl Into<String>) -> Self {
+        Self::new("INVALID_PARAMETER", text)
+    }
+
+    /// As a caller of a verb sees it.
+    pub fn on_wire(&self, dialect_verb: bool, dialect: Dialect) -> Fault {
+        if dialect_verb {
+            let prefix = match dialect {
+                Dialect::V32 => "exceptions.Exception",
+                Dialect::V33 => "<type 'exceptions.Exception'>",
+            };
+            return Fault { fault_code: 1, fault_string: format!("{prefix}:{}: {}", self.name, self.text) };
+        }
+        let code = TABLE.iter().find(|(name, ..)| *name == self.name).map_or(799, |(_, code, _)| *code);
+        Fault { fault_code: code, fault_string: format!("{}: {}", self.name, self.text) }
+    }
+}
+
+impl From<JobFault> for ApiFault {
+    fn from(fault: JobFault) -> Self {
+        Self { name: fault.name, text: fault.text }
+    }
+}
+
+impl From<StoreError> for ApiFault {
+    fn from(error: StoreError) -> Self {
+        let name = match error {
+            StoreError::DiskFull(_) => "DISK_FULL",
+            StoreError::ReadOnly(_) => "STORE_READ_ONLY",
+            StoreError::Closed => "STOPPING",
+            StoreError::Damaged(_) | StoreError::Io(_) => "STORE",
+        };
+        Self::new(name, format!("{error}; nothing was changed"))
+    }
+}
+
+impl From<SubmitError> for ApiFault {
+    fn from(error: SubmitError) -> Self {
+        let name = match error {
+            SubmitError::Store(store) => return store.into(),
+            SubmitError::QueueFull { .. } => "QUEUE_FULL",
+            SubmitError::IdempotencyConflict { .. } => "IDEMPOTENCY_CONFLICT",
+            SubmitError::NoParent(_) | SubmitError::NotCovered(_) => "CHILD_REFUSED",
+            SubmitError::Stopping => "STOPPING",
+        };
+        Self::new(name, error.to_string())
+    }
+}
+
+impl From<Invalid> for ApiFault {
+    fn from(invalid: Invalid) -> Self {
+        Self::invalid(invalid.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_a_name_and_a_code_of_its_own() {
+        for (index, (name, code, help)) in TABLE.iter().enumerate() {
+            assert!(!help.is_empty());
+            assert!(name.chars().all(|c| c.is_ascii_uppercase() || c == '_'), "{name}");
+            for (other, other_code, _) in &TABLE[index + 1..] {
+                assert_ne!(name, other);
+                assert_ne!(code, other_code);
+            }
+        }
+    }
+
+    #[test]
+    fn a_dialect_fault_has_code_one_and_the_form_of_its_release() {
+        let fault = ApiFault::new("VM_NOT_FOUND", "no VM x");
+        let wire = fault.on_wire(true, Dialect::V32);
+        assert_eq!((wire.fault_code, wire.fault_string.as_str()), (1, "exceptions.Exception:VM_NOT_FOUND: no VM x"));
+        let wire = fault.on_wire(true, Dialect::V33);
+        assert!(wire.fault_string.starts_with("<type 'exceptions.Exception'>:"));
+        assert_eq!(fault.on_wire(false, Dialect::V32).fault_code, 200);
+    }
+}

@@ -1,0 +1,112 @@
+//! Making values for the wire.
+
+use crate::wire::Value;
+
+/// Numbers on the wire are `<int>`; only what does not fit becomes `<i8>`.
+pub fn int(n: impl TryInto<i64>) -> Value {
+    let n = n.try_into().unwrap_or(i64::MAX);
+    i32::try_from(n).map_or(Value::Int64(n), Value::Int)
+}
+
+pub fn text(text: impl ToString) -> Value {
+    Value::String(text.to_string())
+}
+
+pub fn structure<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    Value::Struct(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+pub fn texts<T: ToString>(list: impl IntoIterator<Item = T>) -> Value {
+    Value::Array(list.into_iter().map(text).collect())
+}
+
+pub fn or_nil(value: Option<Value>) -> Value {
+    value.unwrap_or(Value::Nil)
+}
+
+/// Data that a job or event kept.
+pub fn from_json(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::Nil,
+        Json::Bool(b) => Value::Bool(*b),
+        Json::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (Some(n), _) => int(n),
+            (None, Some(double)) => Value::Double(double),
+            (None, None) => text(n),
+        },
+        Json::String(s) => text(s),
+        Json::Array(list) => Value::Array(list.iter().map(from_json).collect()),
+        Json::Object(map) => Value::Struct(map.iter().map(|(k, v)| (k.clone(), from_json(v))).collect()),
+    }
+}
+
+/// A caller's parameters as a job may show them: secrets masked, long texts cut, at most some thousand parts.
+pub fn to_json_masked(value: &Value) -> serde_json::Value {
+    masked("", value, &mut 4000)
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["passw", "secret", "credential", "private", "token"].iter().any(|part| name.contains(part)) || name == "vncp"
+}
+
+fn masked(name: &str, value: &Value, left: &mut usize) -> serde_json::Value {
+    use serde_json::Value as Json;
+    if *left == 0 {
+        return Json::String("…".to_owned());
+    }
+    *left -= 1;
+    if is_secret(name) && !matches!(value, Value::Nil | Value::Bool(_)) {
+        return Json::String("***".to_owned());
+    }
+    match value {
+        Value::Int(n) => Json::from(*n),
+        Value::Int64(n) => Json::from(*n),
+        Value::Bool(b) => Json::from(*b),
+        Value::Double(d) => Json::from(*d),
+        Value::String(s) => Json::String(masked_text(s)),
+        Value::DateTime(d) => Json::String(format!("{d:?}")),
+        Value::Base64(bytes) => Json::String(format!("{} bytes", bytes.len())),
+        Value::Nil => Json::Null,
+        Value::Array(list) => Json::Array(list.iter().map(|v| masked("", v, left)).collect()),
+        Value::Struct(map) => {
+            Json::Object(map.iter().map(|(k, v)| (k.clone(), masked(k, v, left))).collect())
+        }
+    }
+}
+
+/// Device texts hold `key=value` parts; PEM holds keys.
+fn masked_text(text: &str) -> String {
+    if text.contains("PRIVATE KEY") {
+        return "***".to_owned();
+    }
+    let cut: String = text.chars().take(512).collect();
+    if !cut.contains('=') {
+        return cut;
+    }
+    let part = |part: &str| match part.split_once('=') {
+        Some((key, _)) if is_secret(key.trim_matches(|c: char| !c.is_ascii_alphanumeric())) => format!("{key}=***"),
+        _ => part.to_owned(),
+    };
+    cut.split(',').map(part).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_parameters_are_masked_wherever_they_stand() {
+        let value = structure([
+            ("vfb", texts(["type=vnc,vncpasswd=geheim1,keymap=de"])),
+            ("password", text("geheim2")),
+            ("deep", structure([("bmc_password", text("geheim3"))])),
+            ("pem", text("-----BEGIN PRIVATE KEY-----geheim4")),
+            ("name", text("web1")),
+        ]);
+        let json = to_json_masked(&value).to_string();
+        assert!(!json.contains("geheim"), "{json}");
+        assert!(json.contains("web1") && json.contains("keymap=de"), "{json}");
+    }
+}
