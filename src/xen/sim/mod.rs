@@ -132,11 +132,11 @@ impl Toolstack for SimToolstack {
     }
 
     async fn migrate_out(&self, domid: DomId, _live: bool, stream: Box<dyn Duplex>) -> Result<()> {
-        migrate::send(self, domid, stream).await
+        migrate::send(self.clone(), domid, stream).await
     }
 
     async fn migrate_in(&self, stream: Box<dyn Duplex>, paused: bool) -> Result<DomId> {
-        migrate::receive(self, stream, paused).await
+        migrate::receive(self.clone(), stream, paused).await
     }
 
     async fn config(&self, domid: DomId) -> Result<DomainConfig> {
