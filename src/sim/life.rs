@@ -23,18 +23,19 @@ impl World {
         Ok(domid)
     }
 
-    /// Builds a domain from an image of the VM that `spec` describes; what the image says of it holds.
-    pub fn restore(&mut self, spec: &Spec, image: Image, paused: bool, now: Timestamp) -> Result<u32> {
+    /// Builds a domain as `spec` says that goes on where the image of the same VM stopped.
+    pub fn restore(&mut self, spec: Spec, image: Image, paused: bool, now: Timestamp) -> Result<u32> {
         if image.format != Image::FORMAT {
             return Err(WorldError::Failed("the file does not hold a saved domain".to_owned()));
         }
         if image.spec.vm != spec.vm {
             return Err(WorldError::Failed(format!("the file holds another VM, {}", image.spec.vm)));
         }
-        self.check_room(&image.spec, false)?;
-        let guest = self.behaviour(image.spec.vm).clone();
+        self.check_room(&spec, false)?;
+        let guest = self.behaviour(spec.vm).clone();
         let domid = self.take_domid()?;
-        let port = self.vnc_port(image.spec.display)?;
+        let port = self.vnc_port(spec.display)?;
+        let image = Image { spec, ..image };
         self.begin(Domain::resume(domid, image, &guest, now), port, paused, "restore", now);
         Ok(domid)
     }
