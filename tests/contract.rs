@@ -2,6 +2,8 @@
 //! this process (in virtual time) and behind its socket (in real time). A body for real Xen is added here as
 //! one more environment.
 
+#![allow(clippy::unwrap_used, reason = "a test: a failure shall stop it")]
+
 #[path = "contract/toolstack.rs"]
 mod toolstack;
 

@@ -328,6 +328,7 @@ async fn after_a_lost_connection_the_client_connects_again_and_says_to_look_at_e
     let handle = Handle::remote(&served.socket());
     let mut observed = handle.observe::<Observation>();
     handle.add_rule(Rule::next(Kind::Create, Fate::DoThenLose)).await.unwrap();
+    assert_eq!(observed.recv().await, Some(Observation::Everything), "of the first connection");
     let create = Request::Create { spec: Box::new(spec(0, 64)), paused: false };
     assert!(matches!(handle.call(create, T).await, Err(WorldError::Unreachable(_))));
     while observed.recv().await.unwrap() != Observation::Everything {}

@@ -1,5 +1,6 @@
 //! The toolstack's simulated body: translates each call into a request to the simulated world and its answer
-//! back. It holds no state but the way to the world and the deadline of each call.
+//! back. It holds no state but the way to the world and the deadline of each call (for a migration: of each
+//! exchange in it).
 
 mod migrate;
 mod translate;
