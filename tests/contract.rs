@@ -4,15 +4,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a failure shall stop it")]
 
+#[path = "contract/env.rs"]
+mod env;
 #[path = "contract/toolstack.rs"]
 mod toolstack;
 
 use dom0d::model::{MiB, SafePath, VmId};
 use dom0d::sim::{Behaviour, Handle, Options, Reason, process};
 use dom0d::xen::sim::SimToolstack;
+use env::{Env, Guests, small_guest};
 use std::sync::Arc;
 use std::time::Duration;
-use toolstack::{Env, Guests, small_guest};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 

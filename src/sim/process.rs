@@ -160,6 +160,7 @@ pub async fn ensure(socket: &Path, exe: &Path, options: Options) -> Result<Handl
     let deadline = Instant::now() + START_TIMEOUT;
     while Instant::now() < deadline {
         if answers(socket).await {
+            end_unless_it_serves(&mut child, socket).await;
             return Ok(Handle::remote(socket));
         }
         tokio::time::sleep(START_POLL).await;
@@ -170,6 +171,15 @@ pub async fn ensure(socket: &Path, exe: &Path, options: Options) -> Result<Handl
         }
     }
     Err(ProcessError::NotReady(START_TIMEOUT, beside(socket, ".log")))
+}
+
+/// Another's world won the race: ours must not stay behind and begin when that one ends.
+async fn end_unless_it_serves(child: &mut tokio::process::Child, socket: &Path) {
+    let serving = std::fs::read_to_string(beside(socket, ".pid")).ok();
+    let serving = serving.and_then(|text| text.trim().parse::<u32>().ok());
+    if child.id().is_some() && child.id() != serving {
+        let _ = child.kill().await;
+    }
 }
 
 fn spawn(socket: &Path, exe: &Path, options: Options) -> Result<tokio::process::Child, ProcessError> {

@@ -353,9 +353,8 @@ async fn a_client_that_talks_nonsense_is_dropped_and_the_others_are_served() {
     for nonsense in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\0\0\0\x02{}", b"\xff\xff\xff\xff"] {
         let mut stream = tokio::net::UnixStream::connect(served.socket()).await.unwrap();
         stream.write_all(nonsense).await.unwrap();
-        let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest).await;
-        assert!(rest.is_empty());
+        // Ends, well or with a reset, because the world hangs up.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
     }
     handle.call(Request::Info, T).await.unwrap();
     handle.end_world().await.unwrap();

@@ -4,11 +4,9 @@
 //!
 //! The rules come in no order and each with an environment of its own, or one after the other with the same.
 
-use dom0d::model::{Mac, MiB, SafePath, Text, VmId, VmName};
-use dom0d::xen::config::{
-    Boot, Disk, DiskBacking, DiskDevice, DiskMode, DomainConfig, GuestType, OnEnd, TscMode, Vif, VifModel,
-    Vnc,
-};
+use crate::env::{Env, disk, mac_of, vif};
+use dom0d::model::{MiB, SafePath, VmId, VmName};
+use dom0d::xen::config::{DomainConfig, Vnc};
 use dom0d::xen::{
     AfterSave, DomId, DomainInfo, Observation, RunState, ShutdownReason, Toolstack, ToolstackError, Trigger,
 };
@@ -16,32 +14,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Where a rule is held.
-pub struct Env {
-    pub toolstack: Arc<dyn Toolstack>,
-    /// Another host to send domains to.
-    pub peer: Option<Arc<dyn Toolstack>>,
-    /// What the environment can make guests do.
-    pub guests: Option<Box<dyn Guests>>,
-    /// For saved domains and core dumps; exists, and is the toolstack's to write to.
-    pub folder: SafePath,
-    /// A new VM with a small guest that heeds a shutdown.
-    pub config: fn() -> DomainConfig,
-    /// How long a guest may take to do what it was asked.
-    pub patience: Duration,
-    /// Whatever must live as long.
-    #[allow(dead_code, reason = "only its drop matters")]
-    pub kept: Box<dyn std::any::Any + Send + Sync>,
-}
-
-/// What only some environments can do to a guest.
-#[async_trait::async_trait]
-pub trait Guests: Send + Sync {
-    /// From now on. Called before the VM's domain is made.
-    async fn ignore_shutdown(&self, vm: VmId);
-    async fn crash(&self, vm: VmId);
-}
 
 /// Calls the macro with the names of all rules.
 macro_rules! rules {
@@ -90,94 +62,6 @@ macro_rules! rules {
 }
 pub(crate) use rules;
 
-/// A small guest that boots from a disk nobody looks at, each time a new VM.
-pub fn small_guest() -> DomainConfig {
-    let vm = VmId::random();
-    let mac = mac_of(vm, 0);
-    DomainConfig {
-        vm,
-        name: VmName::parse(&format!("contract-{vm}")).unwrap(),
-        guest: GuestType::Pv,
-        boot: Boot::Pygrub { args: Text::parse("").unwrap() },
-        memory: MiB(64),
-        max_memory: MiB(128),
-        vcpus: 1,
-        max_vcpus: 2,
-        cpu_weight: 256,
-        cpu_cap: 0,
-        cpus: vec![],
-        disks: vec![disk("xvda")],
-        vifs: vec![vif(mac)],
-        vnc: None,
-        on_poweroff: OnEnd::Destroy,
-        on_reboot: OnEnd::Restart,
-        on_crash: OnEnd::Restart,
-        tsc_mode: TscMode::Default,
-        acpi: true,
-        apic: true,
-        pae: true,
-        usb_tablet: false,
-        serial_pty: false,
-        localtime: false,
-    }
-}
-
-fn mac_of(vm: VmId, n: u8) -> Mac {
-    let [a, b, c, ..] = *vm.as_bytes();
-    Mac::from_bytes([0x02, n, 0x9a, a, b, c])
-}
-
-fn disk(device: &str) -> Disk {
-    Disk {
-        backing: DiskBacking::File,
-        path: Some(SafePath::parse(&format!("/OVS/Repositories/r/VirtualDisks/{device}.img")).unwrap()),
-        device: DiskDevice::parse(device).unwrap(),
-        cdrom: false,
-        mode: DiskMode::ReadWrite,
-    }
-}
-
-fn vif(mac: Mac) -> Vif {
-    Vif { mac, bridge: "xenbr0".parse().unwrap(), ifname: None, model: VifModel::Netfront }
-}
-
-impl Env {
-    fn config(&self) -> DomainConfig {
-        (self.config)()
-    }
-
-    fn file(&self, name: &str) -> SafePath {
-        SafePath::parse(&format!("{}/{name}", self.folder)).unwrap()
-    }
-
-    async fn started(&self) -> (DomainConfig, DomId) {
-        let config = self.config();
-        let domid = self.toolstack.create(&config, false).await.unwrap();
-        (config, domid)
-    }
-
-    async fn info(&self, domid: DomId) -> DomainInfo {
-        self.toolstack.get(domid).await.unwrap().expect("the domain exists")
-    }
-
-    async fn free(&self) -> MiB {
-        self.toolstack.info().await.unwrap().free_memory
-    }
-
-    /// Waits until the domain has ended, and says why it did.
-    async fn end_of(&self, domid: DomId) -> ShutdownReason {
-        let wait = async {
-            loop {
-                if let RunState::Shutdown(reason) = self.info(domid).await.state {
-                    return reason;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(self.patience, wait).await.expect("the guest ends in time")
-    }
-}
-
 fn exists(file: &SafePath) -> bool {
     Path::new(file.as_str()).exists()
 }
@@ -207,7 +91,7 @@ pub async fn dom0_is_listed_first_and_belongs_to_no_vm(env: &Env) {
 }
 
 pub async fn a_domain_created_paused_is_paused_until_it_is_unpaused(env: &Env) {
-    let domid = env.toolstack.create(&env.config(), true).await.unwrap();
+    let domid = env.toolstack.create(&env.new_vm(), true).await.unwrap();
     assert_eq!(env.info(domid).await.state, RunState::Paused);
     env.toolstack.unpause(domid).await.unwrap();
     assert!(is_alive(&env.info(domid).await));
@@ -227,14 +111,14 @@ pub async fn a_second_domain_of_a_vm_is_refused_and_the_first_goes_on(env: &Env)
 
 pub async fn a_second_domain_of_the_same_name_is_refused(env: &Env) {
     let (config, _) = env.started().await;
-    let other = DomainConfig { name: config.name, ..env.config() };
+    let other = DomainConfig { name: config.name, ..env.new_vm() };
     assert_eq!(env.toolstack.create(&other, false).await, Err(ToolstackError::Exists));
     assert_eq!(env.toolstack.find(other.vm).await, Ok(None));
 }
 
 pub async fn a_domain_without_room_in_memory_is_refused_and_leaves_nothing_behind(env: &Env) {
     let free = env.free().await;
-    let config = env.config();
+    let config = env.new_vm();
     let too_much = DomainConfig { memory: MiB(free.0 + 1), max_memory: MiB(free.0 + 1), ..config.clone() };
     let refused = env.toolstack.create(&too_much, false).await;
     assert!(matches!(refused, Err(ToolstackError::OutOfMemory { .. })), "{refused:?}");
@@ -244,7 +128,7 @@ pub async fn a_domain_without_room_in_memory_is_refused_and_leaves_nothing_behin
 }
 
 pub async fn domids_are_not_used_again(env: &Env) {
-    let config = env.config();
+    let config = env.new_vm();
     let mut seen = BTreeSet::new();
     for _ in 0..5 {
         let domid = env.toolstack.create(&config, false).await.unwrap();
@@ -287,7 +171,7 @@ pub async fn a_guest_that_is_asked_to_reboot_ends_with_reboot_and_waits(env: &En
 
 pub async fn a_guest_that_ignores_a_shutdown_lives_on_and_can_be_destroyed(env: &Env) {
     let Some(guests) = &env.guests else { return };
-    let deaf = env.config();
+    let deaf = env.new_vm();
     guests.ignore_shutdown(deaf.vm).await;
     let deaf_domid = env.toolstack.create(&deaf, false).await.unwrap();
     env.toolstack.shutdown(deaf_domid).await.expect("it is asked, whether it heeds it or not");
@@ -409,7 +293,7 @@ pub async fn a_save_that_fails_leaves_the_domain_running_and_no_file(env: &Env) 
 
 pub async fn a_restore_of_no_saved_domain_leaves_nothing_behind(env: &Env) {
     let free = env.free().await;
-    let config = env.config();
+    let config = env.new_vm();
     let missing = env.file("missing");
     assert!(env.toolstack.restore(&config, &missing, false).await.is_err());
     let torn = env.file("torn");
@@ -647,7 +531,7 @@ pub async fn a_migration_that_the_target_refuses_leaves_the_domain_running_here(
     let Some(peer) = &env.peer else { return };
     let (config, domid) = env.started().await;
     // The target has a domain of the same name.
-    let other = DomainConfig { name: config.name, ..env.config() };
+    let other = DomainConfig { name: config.name, ..env.new_vm() };
     peer.create(&other, true).await.unwrap();
     let (sent, received) = migrate(&env.toolstack, peer, domid, false).await;
     assert!(sent.is_err() && received.is_err(), "{sent:?} {received:?}");
@@ -660,7 +544,7 @@ pub async fn a_vnc_server_has_a_port_of_its_own(env: &Env) {
         Vnc { listen: std::net::Ipv4Addr::LOCALHOST.into(), display: None, password: None, keymap: None };
     let mut ports = BTreeSet::new();
     for _ in 0..2 {
-        let config = DomainConfig { vnc: Some(vnc.clone()), ..env.config() };
+        let config = DomainConfig { vnc: Some(vnc.clone()), ..env.new_vm() };
         let domid = env.toolstack.create(&config, false).await.unwrap();
         let port = env.info(domid).await.vnc_port.expect("a VNC server was asked for");
         assert!(port >= 5900 && ports.insert(port), "{port}");
