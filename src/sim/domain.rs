@@ -4,7 +4,7 @@
 //!   Alive ⇄ Paused        a paused guest's time stands still: what it was about to do waits with it
 //!     │ ╲      │
 //!     │  Exporting        suspended while its image travels; goes back to what it was, or is destroyed
-//!     ▼
+//!     ▼                   (Arriving: a copy that stands still until its sender has destroyed the original)
 //!   Ended(reason)         holds its memory and name until it is destroyed
 //! ```
 
@@ -24,6 +24,7 @@ pub(super) enum Condition {
     Alive,
     Paused,
     Exporting { was_paused: bool },
+    Arriving,
     Ended(Reason),
 }
 
@@ -75,6 +76,10 @@ impl Domain {
         self.condition == Condition::Alive
     }
 
+    pub(super) fn is_migrating(&self) -> bool {
+        matches!(self.condition, Condition::Exporting { .. } | Condition::Arriving)
+    }
+
     /// The moment its guest ends by itself, unless its time stands still.
     pub(super) fn next_event_at(&self) -> Option<Timestamp> {
         self.due.filter(|_| self.is_executing()).map(|(at, _)| at)
@@ -88,7 +93,7 @@ impl Domain {
     /// Changes the condition; time that stood still is added to what was to come.
     pub(super) fn become_(&mut self, condition: Condition, now: Timestamp) {
         self.cpu_time_ns = self.cpu_time_ns(now);
-        let stood_still = matches!(self.condition, Condition::Paused | Condition::Exporting { .. });
+        let stood_still = !matches!(self.condition, Condition::Alive | Condition::Ended(_));
         if stood_still {
             let still_ms = now.0.saturating_sub(self.since.0);
             self.boot_done_at.0 = self.boot_done_at.0.saturating_add(still_ms);
@@ -131,6 +136,7 @@ impl Domain {
             Condition::Exporting { .. } => {
                 Err(WorldError::BadState("the domain is being sent away".to_owned()))
             }
+            Condition::Arriving => Err(WorldError::BadState("the domain is still arriving".to_owned())),
             Condition::Ended(_) => Err(WorldError::BadState("the domain has ended".to_owned())),
         }
     }
@@ -148,7 +154,7 @@ impl Domain {
         let state = match self.condition {
             Condition::Alive if now < self.boot_done_at => State::Running,
             Condition::Alive => State::Blocked,
-            Condition::Paused => State::Paused,
+            Condition::Paused | Condition::Arriving => State::Paused,
             Condition::Exporting { .. } => State::Ended(Reason::Suspend),
             Condition::Ended(reason) => State::Ended(reason),
         };

@@ -121,7 +121,9 @@ impl Engine {
             }
             Request::Restore { spec, file, paused } => {
                 let image: Image = image::read(Path::new(file.as_str()))?;
-                now_in_world(&mut |w, now| w.restore(&spec, image.clone(), paused, now).map(Answer::DomId))
+                now_in_world(&mut |w, now| {
+                    w.restore((*spec).clone(), image.clone(), paused, now).map(Answer::DomId)
+                })
             }
             Request::DumpCore { domid, file, crash } => {
                 let view = now_in_world(&mut |w, now| w.core(domid, now).map(|v| Answer::Domain(Some(v))))?;

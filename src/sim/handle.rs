@@ -48,7 +48,7 @@ impl Handle {
         tokio::time::timeout(timeout, call).await.unwrap_or(Err(WorldError::Timeout))
     }
 
-    /// Observations from now on; `Everything` after a lost connection, or for a slow reader.
+    /// Observations from now on; `Everything` on each new connection, or for a slow reader.
     pub fn observe<T: From<Observation> + Send + 'static>(&self) -> mpsc::Receiver<T> {
         match &self.0 {
             Way::InProcess(engine) => engine.observe(),

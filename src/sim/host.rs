@@ -65,7 +65,7 @@ pub(super) struct Host {
     pub(super) ntp: Ntp,
     pub(super) powered_on: bool,
     pub(super) pending: Option<(Timestamp, PowerChange)>,
-    log: VecDeque<String>,
+    log: VecDeque<(Timestamp, &'static str)>,
 }
 
 impl Host {
@@ -140,24 +140,24 @@ impl Host {
     }
 
     /// `words` are ours, never a caller's.
-    pub(super) fn log(&mut self, now: Timestamp, words: &str) {
+    pub(super) fn log(&mut self, now: Timestamp, words: &'static str) {
         if self.log.len() == MAX_LOG_LINES {
             self.log.pop_front();
         }
-        self.log.push_back(format!("{} {words}", self.by_own_clock(now)));
+        self.log.push_back((self.by_own_clock(now), words));
     }
 
     /// The last whole lines that fit into `max_bytes`.
     pub(super) fn log_tail(&self, max_bytes: u64) -> String {
         let mut room = max_bytes;
-        let fits = |line: &&String| {
-            let size = line.len() as u64 + 1;
-            let fits = size <= room;
-            room = room.saturating_sub(size);
-            fits
-        };
-        let lines: Vec<&String> = self.log.iter().rev().take_while(fits).collect();
-        lines.into_iter().rev().flat_map(|line| [line.as_str(), "\n"]).collect()
+        let mut lines = Vec::new();
+        for (at, words) in self.log.iter().rev() {
+            let line = format!("{at} {words}\n");
+            let Some(left) = room.checked_sub(line.len() as u64) else { break };
+            room = left;
+            lines.push(line);
+        }
+        lines.into_iter().rev().collect()
     }
 
     /// The links that are there without any domain. The addresses are of TEST-NET-1 (RFC 5737), which nobody

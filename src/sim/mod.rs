@@ -26,6 +26,7 @@ mod frame;
 mod handle;
 mod host;
 mod image;
+mod life;
 mod observe;
 pub mod process;
 mod remote;

@@ -9,7 +9,7 @@ use super::{Engine, Handle, Options, Request, WorldError};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ pub const IDLE_END: Duration = Duration::from_secs(15 * 60);
 /// From spawning the process to its first answer.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 const START_POLL: Duration = Duration::from_millis(5);
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Clients at once; a further one is dropped.
 const MAX_CLIENTS: usize = 64;
 /// From the request to end to the closing of connections, so that the answer goes out.
@@ -94,6 +95,11 @@ fn take_pid_file(socket: &Path) -> Result<Flock<File>, ProcessError> {
     let file = file.map_err(io_error("cannot open", &path))?;
     let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|_| ProcessError::AlreadyRunning(socket.to_owned()))?;
+    // A world that was just ending may have removed the file between our opening and locking it.
+    let ours = file.metadata().ok().map(|m| m.ino());
+    if ours.is_none() || std::fs::metadata(&path).ok().map(|m| m.ino()) != ours {
+        return Err(ProcessError::AlreadyRunning(socket.to_owned()));
+    }
     let write = |file: &mut File| {
         file.set_len(0)?;
         file.rewind()?;
@@ -154,27 +160,43 @@ pub async fn ensure(socket: &Path, exe: &Path, options: Options) -> Result<Handl
     let deadline = Instant::now() + START_TIMEOUT;
     while Instant::now() < deadline {
         if answers(socket).await {
+            end_unless_it_serves(&mut child, socket).await;
             return Ok(Handle::remote(socket));
         }
-        // A child that has ended may have lost a race for the socket; then the winner answers soon.
-        if let Ok(Some(status)) = child.try_wait() {
-            tracing::debug!(%status, "the spawned world ended");
-        }
         tokio::time::sleep(START_POLL).await;
+        // Ours may have lost a race for the socket to another's, or found one that was just ending.
+        if matches!(child.try_wait(), Ok(Some(_))) && !answers(socket).await {
+            tokio::time::sleep(RESTART_PAUSE).await;
+            child = spawn(socket, exe, options)?;
+        }
     }
     Err(ProcessError::NotReady(START_TIMEOUT, beside(socket, ".log")))
+}
+
+/// Another's world won the race: ours must not stay behind and begin when that one ends.
+async fn end_unless_it_serves(child: &mut tokio::process::Child, socket: &Path) {
+    let serving = std::fs::read_to_string(beside(socket, ".pid")).ok();
+    let serving = serving.and_then(|text| text.trim().parse::<u32>().ok());
+    if child.id().is_some() && child.id() != serving {
+        let _ = child.kill().await;
+    }
 }
 
 fn spawn(socket: &Path, exe: &Path, options: Options) -> Result<tokio::process::Child, ProcessError> {
     let log_path = beside(socket, ".log");
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&log_path);
     let log = log.map_err(io_error("cannot open", &log_path))?;
-    tokio::process::Command::new(exe)
+    let absolute = |path: &Path| std::path::absolute(path).map_err(io_error("cannot find", path));
+    tokio::process::Command::new(absolute(exe)?)
         .arg("simulated-world")
         .arg("--socket")
-        .arg(socket)
+        .arg(absolute(socket)?)
         .arg("--memory-mib")
         .arg(options.memory.0.to_string())
+        // It may outlive the daemon, so it keeps nothing of it: no folder, no secret or service manager's
+        // socket of its environment.
+        .current_dir("/")
+        .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

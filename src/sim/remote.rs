@@ -1,9 +1,9 @@
 //! The client of the world's process.
 //!
 //! One task owns the connection. Calls reach it by a bounded queue; each waits for its answer by number. When
-//! the connection breaks, every waiting call fails as unreachable (its effect is unknown), observers are told to
-//! look at everything once it is back, and the task connects again: at once, then after growing pauses. While
-//! it pauses, calls fail at once instead of waiting.
+//! the connection breaks, every waiting call fails as unreachable (its effect is unknown), and the task connects
+//! again: at once, then after growing pauses. While it pauses, calls fail at once instead of waiting. On each
+//! new connection the world first says to look at everything.
 
 use super::frame::{self, FromWorld, ToWorld};
 use super::observe::Hub;
@@ -62,16 +62,11 @@ fn unreachable(why: &str) -> WorldError {
 /// Ends when the last [`Remote`] is dropped.
 async fn stay_connected(socket: PathBuf, mut queue: mpsc::Receiver<Call>, hub: Arc<Hub>) {
     let mut pause = FIRST_PAUSE;
-    let mut lost_before = false;
     loop {
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&socket)).await;
         match connecting.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(stream) => {
                 pause = FIRST_PAUSE;
-                if lost_before {
-                    hub.tell(&[Observation::Everything]);
-                }
-                lost_before = true;
                 match converse(stream, &mut queue, &hub).await {
                     Ended::NobodyAsks => return,
                     Ended::Lost(why) => tracing::debug!(%why, "connection to the simulated world lost"),

@@ -199,9 +199,14 @@ pub enum Request {
         domid: u32,
         gone: bool,
     },
-    /// Builds a domain from an image, paused.
+    /// Builds a domain from an image, which stands still; `EndImport`, or `Destroy`, must follow.
     Import {
         image: Box<Image>,
+    },
+    /// Lets the arrived domain live: after its original was destroyed.
+    EndImport {
+        domid: u32,
+        paused: bool,
     },
     Config {
         domid: u32,
@@ -317,6 +322,7 @@ pub enum Kind {
     Export,
     EndExport,
     Import,
+    EndImport,
     Config,
     AttachDisk,
     DetachDisk,
@@ -359,6 +365,7 @@ impl Request {
             Self::Export { .. } => Kind::Export,
             Self::EndExport { .. } => Kind::EndExport,
             Self::Import { .. } => Kind::Import,
+            Self::EndImport { .. } => Kind::EndImport,
             Self::Config { .. } => Kind::Config,
             Self::AttachDisk { .. } => Kind::AttachDisk,
             Self::DetachDisk { .. } => Kind::DetachDisk,
@@ -402,6 +409,7 @@ impl Request {
             | Self::Save { domid, .. }
             | Self::Export { domid }
             | Self::EndExport { domid, .. }
+            | Self::EndImport { domid, .. }
             | Self::Config { domid }
             | Self::AttachDisk { domid, .. }
             | Self::DetachDisk { domid, .. }

@@ -81,6 +81,8 @@ async fn send_answers(
     mut answers: mpsc::Receiver<FromWorld>,
     mut observed: mpsc::Receiver<Observation>,
 ) -> std::io::Result<()> {
+    // What happened before we listened, the client may have missed.
+    write.write_all(&frame::encode(&FromWorld::Observation(Observation::Everything))?).await?;
     loop {
         // Observations first: who has the answer to a change has also been told of it.
         let message = tokio::select! {

@@ -3,20 +3,17 @@
 //! Invariants, which `tests.rs` holds with random requests: memory given to domains never exceeds what there
 //! is; no VM has two domains that run; a domid is not used again before the numbers wrap.
 
-use super::domain::{Condition, Domain, attach, detach};
+use super::domain::{Domain, attach, detach};
 use super::host::{Host, PowerChange};
 use super::script::Script;
 use super::{
-    Answer, Audit, Behaviour, Display, DomainView, Effect, Fate, HypervisorView, Image, Observation, Reason,
-    Request, Result, Spec, State, Trigger, WorldError,
+    Answer, Audit, Behaviour, DomainView, Effect, Fate, HypervisorView, Observation, Reason, Request, Result,
+    State, WorldError,
 };
 use crate::model::{KiB, MiB, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
-/// Xen reserves the domids from here on (`DOMID_FIRST_RESERVED`, xen/include/public/xen.h); numbers wrap below.
-const FIRST_RESERVED_DOMID: u32 = 0x7FF0;
-const FIRST_VNC_PORT: u16 = 5900;
 /// Behaviours kept for single VMs.
 const MAX_BEHAVIOURS: usize = 65_536;
 
@@ -38,18 +35,18 @@ impl Default for Options {
 
 #[derive(Debug)]
 pub struct World {
-    options: Options,
-    started: Timestamp,
-    domains: BTreeMap<u32, Domain>,
-    next_domid: u32,
+    pub(super) options: Options,
+    pub(super) started: Timestamp,
+    pub(super) domains: BTreeMap<u32, Domain>,
+    pub(super) next_domid: u32,
     /// By VM: a lookup that 1,000 domains make worth keeping.
-    by_vm: HashMap<VmId, Vec<u32>>,
-    default_behaviour: Behaviour,
-    behaviours: HashMap<VmId, Behaviour>,
-    script: Script,
-    host: Host,
-    audit: Audit,
-    observed: Vec<Observation>,
+    pub(super) by_vm: HashMap<VmId, Vec<u32>>,
+    pub(super) default_behaviour: Behaviour,
+    pub(super) behaviours: HashMap<VmId, Behaviour>,
+    pub(super) script: Script,
+    pub(super) host: Host,
+    pub(super) audit: Audit,
+    pub(super) observed: Vec<Observation>,
 }
 
 impl World {
@@ -112,7 +109,7 @@ impl World {
         (answer, observed)
     }
 
-    fn answer(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
+    pub(super) fn answer(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
         match request {
             Request::Info => Ok(Answer::Info(self.info())),
             Request::List => Ok(Answer::Domains(self.list(now))),
@@ -131,6 +128,7 @@ impl World {
             Request::Export { domid } => self.export(domid, now),
             Request::EndExport { domid, gone } => self.end_export(domid, gone, now),
             Request::Import { image } => self.import(*image, now).map(Answer::DomId),
+            Request::EndImport { domid, paused } => self.end_import(domid, paused, now),
             Request::Config { domid } => self.domain(domid).map(|d| Answer::Config(Box::new(d.spec.clone()))),
             Request::SetBehaviour { vm, behaviour } => self.set_behaviour(vm, behaviour),
             Request::EndGuest { vm, reason } => self.end_guest(vm, reason, now),
@@ -148,7 +146,7 @@ impl World {
     }
 
     /// Requests to the machine and the kernel under the domains.
-    fn answer_for_host(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
+    pub(super) fn answer_for_host(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
         match request {
             Request::Host => {
                 let view = self.host.view(now, self.options.memory, self.options.cpus);
@@ -171,7 +169,7 @@ impl World {
     }
 
     /// Requests that change something about one domain that lives.
-    fn change(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
+    pub(super) fn change(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
         let free = self.free_memory();
         let domain = self.domain_mut(request.domid().unwrap_or(0))?;
         domain.must_live()?;
@@ -234,7 +232,7 @@ impl World {
 
     // What there is.
 
-    fn dom0_memory(&self) -> MiB {
+    pub(super) fn dom0_memory(&self) -> MiB {
         MiB((self.options.memory.0 / 8).min(2048))
     }
 
@@ -243,7 +241,7 @@ impl World {
         MiB(self.options.memory.0.saturating_sub(self.dom0_memory().0).saturating_sub(used))
     }
 
-    fn info(&self) -> HypervisorView {
+    pub(super) fn info(&self) -> HypervisorView {
         HypervisorView {
             total_memory: self.options.memory,
             free_memory: self.free_memory(),
@@ -251,7 +249,7 @@ impl World {
         }
     }
 
-    fn dom0(&self, now: Timestamp) -> DomainView {
+    pub(super) fn dom0(&self, now: Timestamp) -> DomainView {
         DomainView {
             domid: 0,
             vm: None,
@@ -271,21 +269,21 @@ impl World {
         std::iter::once(self.dom0(now)).chain(self.domains.values().map(|d| d.view(now))).collect()
     }
 
-    /// The VM's domain; while one is on its way out and another on its way in, the latter.
-    fn find(&self, vm: VmId) -> Option<&Domain> {
+    /// The VM's domain; of two, the one that is not in the middle of a migration.
+    pub(super) fn find(&self, vm: VmId) -> Option<&Domain> {
         let of_vm = || self.by_vm.get(&vm).into_iter().flatten().filter_map(|d| self.domains.get(d));
-        of_vm().find(|d| !matches!(d.condition, Condition::Exporting { .. })).or_else(|| of_vm().next())
+        of_vm().find(|d| !d.is_migrating()).or_else(|| of_vm().next())
     }
 
-    fn domain(&self, domid: u32) -> Result<&Domain> {
+    pub(super) fn domain(&self, domid: u32) -> Result<&Domain> {
         self.domains.get(&domid).ok_or_else(|| no_domain(domid))
     }
 
-    fn domain_mut(&mut self, domid: u32) -> Result<&mut Domain> {
+    pub(super) fn domain_mut(&mut self, domid: u32) -> Result<&mut Domain> {
         self.domains.get_mut(&domid).ok_or_else(|| no_domain(domid))
     }
 
-    fn links(&self) -> Vec<super::Link> {
+    pub(super) fn links(&self) -> Vec<super::Link> {
         let vif = |domid: u32, n: usize| super::Link {
             name: format!("vif{domid}.{n}"),
             mac: Some("fe:ff:ff:ff:ff:ff".to_owned()),
@@ -299,278 +297,13 @@ impl World {
         links
     }
 
-    // Beginning.
-
-    pub fn create(&mut self, spec: Spec, paused: bool, now: Timestamp) -> Result<u32> {
-        self.check_room(&spec)?;
-        let guest = self.behaviour(spec.vm).clone();
-        let domid = self.take_domid()?;
-        let port = self.vnc_port(spec.display)?;
-        self.begin(Domain::begin(domid, spec, &guest, now), port, paused, "create", now);
-        Ok(domid)
-    }
-
-    /// Builds a domain from an image of the VM that `spec` describes; what the image says of it holds.
-    pub fn restore(&mut self, spec: &Spec, image: Image, paused: bool, now: Timestamp) -> Result<u32> {
-        if image.format != Image::FORMAT {
-            return Err(WorldError::Failed("the file does not hold a saved domain".to_owned()));
-        }
-        if image.spec.vm != spec.vm {
-            return Err(WorldError::Failed(format!("the file holds another VM, {}", image.spec.vm)));
-        }
-        self.resume(image, paused, "restore", now)
-    }
-
-    fn import(&mut self, image: Image, now: Timestamp) -> Result<u32> {
-        if image.format != Image::FORMAT {
-            return Err(WorldError::Failed("what arrived is no domain".to_owned()));
-        }
-        self.resume(image, true, "import", now)
-    }
-
-    fn resume(&mut self, image: Image, paused: bool, what: &str, now: Timestamp) -> Result<u32> {
-        self.check_room(&image.spec)?;
-        let guest = self.behaviour(image.spec.vm).clone();
-        let domid = self.take_domid()?;
-        let port = self.vnc_port(image.spec.display)?;
-        self.begin(Domain::resume(domid, image, &guest, now), port, paused, what, now);
-        Ok(domid)
-    }
-
-    fn begin(&mut self, mut domain: Domain, port: Option<u16>, paused: bool, what: &str, now: Timestamp) {
-        let (domid, vm) = (domain.domid, domain.spec.vm);
-        domain.vnc_port = port;
-        if paused {
-            domain.become_(Condition::Paused, now);
-        }
-        self.domains.insert(domid, domain);
-        self.by_vm.entry(vm).or_default().push(domid);
-        self.audit.note_begun(vm);
-        self.note_running(vm);
-        self.note(now, Some(vm), Some(domid), what);
-        self.observed.push(Observation::Domain(domid));
-    }
-
-    /// Whether a domain of this VM and name may begin, and has memory. The one that is being sent away does
-    /// not stand in the way: a VM may be sent to the host it is on.
-    fn check_room(&mut self, spec: &Spec) -> Result<()> {
-        if !self.host.powered_on {
-            return Err(WorldError::Failed("the host is powered off".to_owned()));
-        }
-        let clash = |d: &Domain| {
-            !matches!(d.condition, Condition::Exporting { .. })
-                && (d.spec.vm == spec.vm || d.spec.name == spec.name)
-        };
-        if let Some(other) = self.domains.values().find(|d| clash(d)) {
-            if other.spec.vm == spec.vm {
-                self.audit.refused_doubles += 1;
-            }
-            return Err(WorldError::Exists);
-        }
-        let (needed, free) = (spec.memory, self.free_memory());
-        if needed > free {
-            return Err(WorldError::OutOfMemory { needed, free });
-        }
-        Ok(())
-    }
-
-    fn take_domid(&mut self) -> Result<u32> {
-        for _ in 0..FIRST_RESERVED_DOMID {
-            let domid = self.next_domid;
-            self.next_domid = if domid + 1 >= FIRST_RESERVED_DOMID { 1 } else { domid + 1 };
-            if !self.domains.contains_key(&domid) {
-                return Ok(domid);
-            }
-        }
-        Err(WorldError::Failed("all domain numbers are in use".to_owned()))
-    }
-
-    fn vnc_port(&self, display: Option<Display>) -> Result<Option<u16>> {
-        let used = |port: u16| self.domains.values().any(|d| d.vnc_port == Some(port));
-        match display {
-            None => Ok(None),
-            Some(Display::Number(n)) => {
-                let port = FIRST_VNC_PORT.saturating_add(n);
-                if used(port) {
-                    return Err(WorldError::Failed(format!("VNC port {port} is in use")));
-                }
-                Ok(Some(port))
-            }
-            Some(Display::FirstFree) => match (FIRST_VNC_PORT..u16::MAX).find(|port| !used(*port)) {
-                Some(port) => Ok(Some(port)),
-                None => Err(WorldError::Failed("no VNC port is free".to_owned())),
-            },
-        }
-    }
-
-    // Pausing, ending, leaving.
-
-    fn pause(&mut self, domid: u32, now: Timestamp) -> Result<Answer> {
-        let domain = self.domain_mut(domid)?;
-        domain.must_live()?;
-        if domain.condition != Condition::Paused {
-            domain.become_(Condition::Paused, now);
-            self.note_change(domid, "pause", now);
-        }
-        Ok(Answer::Done)
-    }
-
-    fn unpause(&mut self, domid: u32, now: Timestamp) -> Result<Answer> {
-        let domain = self.domain_mut(domid)?;
-        domain.must_live()?;
-        if domain.condition == Condition::Paused {
-            domain.become_(Condition::Alive, now);
-            let vm = domain.spec.vm;
-            self.note_running(vm);
-            self.note_change(domid, "unpause", now);
-        }
-        Ok(Answer::Done)
-    }
-
-    fn ask_to_end(&mut self, domid: u32, reason: Reason, now: Timestamp) -> Result<Answer> {
-        let domain = self.domain(domid)?;
-        domain.must_live()?;
-        let vm = domain.spec.vm;
-        let guest = self.behaviour(vm).clone();
-        self.domain_mut(domid)?.ask_to_end(reason, &guest, now);
-        let what = if reason == Reason::Reboot { "ask to reboot" } else { "ask to shut down" };
-        self.note(now, Some(vm), Some(domid), what);
-        Ok(Answer::Done)
-    }
-
-    fn sysrq(&mut self, domid: u32, letter: char, now: Timestamp) -> Result<Answer> {
-        match letter {
-            'b' => self.end(domid, Reason::Reboot, now),
-            'o' => self.end(domid, Reason::Poweroff, now),
-            'c' => self.end(domid, Reason::Crash, now),
-            _ => self.note_change(domid, "sysrq", now),
-        }
-        Ok(Answer::Done)
-    }
-
-    fn trigger(&mut self, domid: u32, trigger: Trigger, now: Timestamp) -> Result<Answer> {
-        match trigger {
-            Trigger::Power => return self.ask_to_end(domid, Reason::Poweroff, now),
-            Trigger::Reset => self.end(domid, Reason::Reboot, now),
-            Trigger::Other => self.note_change(domid, "trigger", now),
-        }
-        Ok(Answer::Done)
-    }
-
-    fn end_guest(&mut self, vm: VmId, reason: Reason, now: Timestamp) -> Result<Answer> {
-        let domain = self.find(vm).ok_or(WorldError::NoSuchDomain)?;
-        domain.must_live()?;
-        self.end(domain.domid, reason, now);
-        Ok(Answer::Done)
-    }
-
-    fn end(&mut self, domid: u32, reason: Reason, now: Timestamp) {
-        if let Some(domain) = self.domains.get_mut(&domid) {
-            domain.end(reason, now);
-            self.note_end(domid, reason, now);
-        }
-    }
-
-    fn destroy(&mut self, domid: u32, now: Timestamp) -> Result<Answer> {
-        self.domain(domid)?;
-        self.remove(domid, "destroy", now);
-        Ok(Answer::Done)
-    }
-
-    fn export(&mut self, domid: u32, now: Timestamp) -> Result<Answer> {
-        let domain = self.domain_mut(domid)?;
-        domain.must_live()?;
-        let image = domain.image(now);
-        domain.become_(Condition::Exporting { was_paused: domain.condition == Condition::Paused }, now);
-        self.note_change(domid, "export", now);
-        Ok(Answer::Image(Box::new(image)))
-    }
-
-    fn end_export(&mut self, domid: u32, gone: bool, now: Timestamp) -> Result<Answer> {
-        let domain = self.domain_mut(domid)?;
-        let Condition::Exporting { was_paused } = domain.condition else {
-            return Err(WorldError::BadState("the domain is not being sent away".to_owned()));
-        };
-        if gone {
-            self.remove(domid, "sent away", now);
-            return Ok(Answer::Done);
-        }
-        domain.become_(if was_paused { Condition::Paused } else { Condition::Alive }, now);
-        let vm = domain.spec.vm;
-        self.note_running(vm);
-        self.note_change(domid, "export undone", now);
-        Ok(Answer::Done)
-    }
-
-    /// The domain as a file would hold it.
-    pub fn image(&self, domid: u32, now: Timestamp) -> Result<Image> {
-        let domain = self.domain(domid)?;
-        domain.must_live()?;
-        Ok(domain.image(now))
-    }
-
-    /// The image is on disk.
-    pub fn finish_save(&mut self, domid: u32, keep_running: bool, now: Timestamp) -> Result<()> {
-        self.domain(domid)?.must_live()?;
-        if keep_running {
-            self.note_change(domid, "save", now);
-        } else {
-            self.remove(domid, "save", now);
-        }
-        Ok(())
-    }
-
-    /// What a dump holds; also of a domain that has crashed and waits.
-    pub fn core(&self, domid: u32, now: Timestamp) -> Result<DomainView> {
-        self.domain(domid).map(|d| d.view(now))
-    }
-
-    pub fn finish_dump(&mut self, domid: u32, crash: bool, now: Timestamp) -> Result<()> {
-        self.domain(domid)?;
-        if crash {
-            self.remove(domid, "dump core", now);
-        } else {
-            self.note_change(domid, "dump core", now);
-        }
-        Ok(())
-    }
-
-    fn remove(&mut self, domid: u32, what: &str, now: Timestamp) {
-        let Some(domain) = self.domains.remove(&domid) else { return };
-        let vm = domain.spec.vm;
-        if let Some(domids) = self.by_vm.get_mut(&vm) {
-            domids.retain(|d| *d != domid);
-            if domids.is_empty() {
-                self.by_vm.remove(&vm);
-            }
-        }
-        self.note(now, Some(vm), Some(domid), what);
-        self.observed.push(Observation::Domain(domid));
-    }
-
-    fn lose_all_domains(&mut self, change: PowerChange, now: Timestamp) {
-        let domids: Vec<u32> = self.domains.keys().copied().collect();
-        for domid in domids {
-            self.remove(domid, "lost with the host", now);
-        }
-        // A new Xen counts domids from 1 again.
-        self.next_domid = 1;
-        if change == PowerChange::Reboot {
-            self.audit.host_reboots += 1;
-            self.started = now;
-        }
-        let what = if change == PowerChange::Reboot { "host reboot" } else { "host power-off" };
-        self.note(now, None, None, what);
-        self.observed.push(Observation::Everything);
-    }
-
     // Behaviours and the audit.
 
-    fn behaviour(&self, vm: VmId) -> &Behaviour {
+    pub(super) fn behaviour(&self, vm: VmId) -> &Behaviour {
         self.behaviours.get(&vm).unwrap_or(&self.default_behaviour)
     }
 
-    fn set_behaviour(&mut self, vm: Option<VmId>, behaviour: Behaviour) -> Result<Answer> {
+    pub(super) fn set_behaviour(&mut self, vm: Option<VmId>, behaviour: Behaviour) -> Result<Answer> {
         let Some(vm) = vm else {
             self.default_behaviour = behaviour;
             return Ok(Answer::Done);
@@ -582,18 +315,18 @@ impl World {
         Ok(Answer::Done)
     }
 
-    fn note(&mut self, at: Timestamp, vm: Option<VmId>, domid: Option<u32>, what: &str) {
+    pub(super) fn note(&mut self, at: Timestamp, vm: Option<VmId>, domid: Option<u32>, what: &'static str) {
         self.host.log(at, what);
         self.audit.note(Effect { at, vm, domid, what: what.to_owned() });
     }
 
-    fn note_change(&mut self, domid: u32, what: &str, now: Timestamp) {
+    pub(super) fn note_change(&mut self, domid: u32, what: &'static str, now: Timestamp) {
         let vm = self.domains.get(&domid).map(|d| d.spec.vm);
         self.note(now, vm, Some(domid), what);
         self.observed.push(Observation::Domain(domid));
     }
 
-    fn note_end(&mut self, domid: u32, reason: Reason, now: Timestamp) {
+    pub(super) fn note_end(&mut self, domid: u32, reason: Reason, now: Timestamp) {
         let what = match reason {
             Reason::Poweroff => "end poweroff",
             Reason::Reboot => "end reboot",
@@ -604,7 +337,7 @@ impl World {
         self.note_change(domid, what, now);
     }
 
-    fn note_running(&mut self, vm: VmId) {
+    pub(super) fn note_running(&mut self, vm: VmId) {
         let domids = self.by_vm.get(&vm).into_iter().flatten();
         let running = domids.filter(|d| self.domains.get(d).is_some_and(Domain::is_executing)).count();
         self.audit.note_running(vm, u32::try_from(running).unwrap_or(u32::MAX));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  source                                   target
-//!  suspend ── domain (JSON) ──────────────► build it, paused
+//!  suspend ── domain (JSON) ──────────────► build it, standing still
 //!          ◄───────────────── "ready"       (or "refused" and why: the source goes on)
 //!  destroy ── "go" ───────────────────────► let it run; done
 //! ```
@@ -31,7 +31,22 @@ enum Reply {
 #[derive(Debug, Serialize, Deserialize)]
 struct Go;
 
-pub(super) async fn send(from: &SimToolstack, domid: DomId, mut stream: Box<dyn Duplex>) -> Result<()> {
+/// Runs in a task of its own: a caller that stops waiting must not leave a domain suspended.
+pub(super) async fn send(from: SimToolstack, domid: DomId, stream: Box<dyn Duplex>) -> Result<()> {
+    in_task(async move { send_through(&from, domid, stream).await }).await
+}
+
+/// Runs in a task of its own, as [`send`].
+pub(super) async fn receive(to: SimToolstack, stream: Box<dyn Duplex>, paused: bool) -> Result<DomId> {
+    in_task(async move { receive_from(&to, stream, paused).await }).await
+}
+
+async fn in_task<T: Send + 'static>(talk: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let failed = |_| Err(ToolstackError::Failed("the simulated migration failed".to_owned()));
+    tokio::spawn(talk).await.unwrap_or_else(failed)
+}
+
+async fn send_through(from: &SimToolstack, domid: DomId, mut stream: Box<dyn Duplex>) -> Result<()> {
     let Answer::Image(image) = from.ask(Request::Export { domid: domid.0 }).await? else {
         return Err(unexpected());
     };
@@ -58,7 +73,7 @@ async fn offer(stream: &mut Box<dyn Duplex>, image: &Image) -> Result<()> {
     }
 }
 
-pub(super) async fn receive(to: &SimToolstack, mut stream: Box<dyn Duplex>, paused: bool) -> Result<DomId> {
+async fn receive_from(to: &SimToolstack, mut stream: Box<dyn Duplex>, paused: bool) -> Result<DomId> {
     let image: Image = within(to, read(&mut stream)).await?;
     let imported = to.ask_domid(Request::Import { image: Box::new(image) }).await;
     let domid = match imported {
@@ -88,7 +103,7 @@ async fn take_over(
 ) -> Result<()> {
     write(stream, &Reply::Ready).await?;
     read::<Go>(stream).await?;
-    if paused { Ok(()) } else { to.tell(Request::Unpause { domid: domid.0 }).await }
+    to.tell(Request::EndImport { domid: domid.0, paused }).await
 }
 
 /// Each exchange ends within the toolstack's deadline.

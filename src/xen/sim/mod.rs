@@ -1,5 +1,6 @@
 //! The toolstack's simulated body: translates each call into a request to the simulated world and its answer
-//! back. It holds no state but the way to the world and the deadline of each call.
+//! back. It holds no state but the way to the world and the deadline of each call (for a migration: of each
+//! exchange in it).
 
 mod migrate;
 mod translate;
@@ -132,11 +133,11 @@ impl Toolstack for SimToolstack {
     }
 
     async fn migrate_out(&self, domid: DomId, _live: bool, stream: Box<dyn Duplex>) -> Result<()> {
-        migrate::send(self, domid, stream).await
+        migrate::send(self.clone(), domid, stream).await
     }
 
     async fn migrate_in(&self, stream: Box<dyn Duplex>, paused: bool) -> Result<DomId> {
-        migrate::receive(self, stream, paused).await
+        migrate::receive(self.clone(), stream, paused).await
     }
 
     async fn config(&self, domid: DomId) -> Result<DomainConfig> {
