@@ -10,7 +10,7 @@
 //!                                                          well above all that were given
 //! ```
 //!
-//! The folder: `lock`, `sled/` (the engine's), `ledger.{0,1}.json`, `witness`, `reserve`, `damaged-*`.
+//! The folder: `lock`, `sled/` (the engine's), `ledger.{0,1}.json`, `witness`, `reserve`, `reserve.open`, `damaged-*`.
 
 use super::core::{Core, Numbers, TableHead, seed};
 use super::engine::Engine;
@@ -128,7 +128,7 @@ fn open_locked(options: &Options, lock: FolderLock) -> Result<Opened, OpenError>
     let header = ledger::newest_header(dir);
     // A full disk is given the reserve back before the engine writes anything.
     let mut space = Space::new(dir, options.reserve_mib);
-    space.room(0);
+    space.make_room_to_open();
     let engine_there = engine_dir(dir).exists();
     let seen = header.as_ref().map_or(0, |header| header.commit).max(witness::read(dir));
     if !engine_there && header.is_none() && seen == 0 {
