@@ -187,6 +187,7 @@ impl Runner {
         let mut waiting = Vec::with_capacity(replies.len());
         for (txn, reply) in txns.into_iter().zip(replies) {
             let refused = match (&self.broken, room, txn.importance) {
+                (Some(StoreError::DiskFull(why)), ..) => Some(StoreError::DiskFull(why.clone())),
                 (Some(error), ..) => Some(StoreError::ReadOnly(error.to_string())),
                 (None, Room::Enough, _) | (None, Room::Low, Importance::Essential) => None,
                 (None, Room::Low, Importance::Normal) => {
@@ -247,7 +248,6 @@ impl Runner {
     fn failed(&mut self, error: StoreError, group: &[Txn], waiting: Vec<Reply>) {
         tracing::error!(%error, transactions = group.len(), "the store's engine failed");
         let before = self.parts.core.numbers().commit;
-        self.parts.space.doubt();
         self.broken = Some(error.clone());
         self.reopen();
         let untouched = self.broken.is_none() && self.parts.core.numbers().commit == before;
@@ -268,6 +268,7 @@ impl Runner {
         // Waits for reads that are under way, each of one page; the folder's lock is ours, not the engine's.
         let why = self.broken.clone().unwrap_or(StoreError::Closed);
         drop(self.parts.core.take_engine(why));
+        self.parts.space.make_room_to_open();
         match (self.parts.reopen)() {
             Ok((engine, numbers)) => {
                 tracing::warn!(commit = numbers.commit, "the store's engine was opened again");
