@@ -3,6 +3,7 @@
 //! can never touch the machine it runs on.
 
 pub mod linux;
+pub mod memory;
 pub mod sim;
 
 use crate::model::{Bytes, KiB, Timestamp};
