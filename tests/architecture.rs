@@ -59,13 +59,18 @@ fn sources() -> Vec<Source> {
     let mut folders = vec![root.join("src")];
     let mut all = Vec::new();
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path: PathBuf = entry.unwrap().path();
+        for entry in std::fs::read_dir(&folder).expect("the sources can be read") {
+            let path: PathBuf = entry.expect("the sources can be read").path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|end| end == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                let path = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                let text = std::fs::read_to_string(&path).expect("the sources can be read");
+                let path = path
+                    .strip_prefix(root)
+                    .expect("the sources can be read")
+                    .to_str()
+                    .expect("the sources can be read")
+                    .to_owned();
                 all.push(Source { path, text });
             }
         }

@@ -20,11 +20,14 @@ pub enum Reply {
     Late(serde_json::Value),
 }
 
+/// A verb with the parameters it was called with.
+type Called = (String, Vec<Value>);
+
 #[derive(Default, Clone)]
 pub struct Fake {
     /// The verb that must come next, and what it is answered.
     script: Arc<Mutex<VecDeque<(&'static str, Reply)>>>,
-    pub calls: Arc<Mutex<Vec<(String, Vec<Value>)>>>,
+    pub calls: Arc<Mutex<Vec<Called>>>,
 }
 
 impl Fake {
