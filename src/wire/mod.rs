@@ -6,6 +6,31 @@
 //!
 //! A caller that hangs up drops its call's future here; what the call started (a job) goes on elsewhere.
 
+mod activation;
+mod auth;
+mod certificate;
+mod client;
+mod datetime;
+mod decode;
+mod encode;
+mod http;
+mod listen;
+mod server;
+mod throttle;
+mod tls;
+mod watch;
+
+pub use activation::{Activated, ActivationError, activated_sockets};
+pub use auth::{AuthError, Gate, OwnerPin, Policy, USER, hash_password};
+pub use certificate::fingerprint;
+pub use client::{Client, ClientError, Credentials, ServerTrust};
+pub use decode::{DecodeError, decode_call, decode_response};
+pub use encode::{TooBig, encode_call, encode_fault, encode_response, encode_value};
+pub use http::{FAULT_INTERNAL, FAULT_MALFORMED, FAULT_TOO_BIG};
+pub use listen::{ListenError, bind_tcp, bind_unix};
+pub use server::{Metrics, Server, ServerConfig};
+pub use tls::{TlsError, TlsIdentity, TlsState};
+
 use futures_util::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;

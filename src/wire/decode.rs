@@ -1,0 +1,635 @@
+//! Bytes to values: `methodCall` and `methodResponse` documents by quick-xml's pull reader.
+//!
+//! The bytes are a stranger's. There is no recursion (containers stand on an explicit stack), nothing is
+//! allocated beyond what the body's own length pays for, and depth, values and bytes are bounded. A DOCTYPE is
+//! refused, so the only entities are the five of XML and character references. An error says at which byte, what
+//! is wrong and what is allowed, in words of ours alone: it never repeats the body, which may hold a password.
+//!
+//! Strict where a guess could be wrong (duplicate member names, numbers out of range, text beside elements);
+//! lenient where clients are known to differ: white space between elements, untyped values, `ex:nil`, `ex:i8`,
+//! blanks around numbers, `<array/>` without `<data>`, comments and processing instructions anywhere.
+
+use super::{Fault, Value, datetime};
+use crate::config;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use quick_xml::Reader;
+use quick_xml::events::{BytesDecl, BytesRef, BytesStart, Event};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// A method name is at most this long: the longest of the dialect has 40.
+const MAX_METHOD_BYTES: usize = 256;
+/// Attributes have no meaning here; what a client's namespace declarations need fits.
+const MAX_ATTRIBUTE_BYTES: usize = 1024;
+
+/// Why a document was refused. `at` counts bytes from the start of the body.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The document is not what it should be.
+    #[error("byte {at}: {problem}; allowed: {allowed}")]
+    Malformed { at: usize, problem: &'static str, allowed: &'static str },
+    /// The document is larger than the settings allow.
+    #[error("byte {at}: too many {what}; allowed: at most {max}")]
+    Limit { at: usize, what: &'static str, max: usize },
+}
+
+type Result<T> = std::result::Result<T, DecodeError>;
+
+/// Reads one `methodCall`: the method's name and its parameters.
+pub fn decode_call(body: &[u8], limits: &config::Wire) -> Result<(String, Vec<Value>)> {
+    let mut decoder = Decoder::new(body, limits)?;
+    decoder.open(Name::MethodCall, "<methodCall>")?;
+    decoder.open(Name::MethodName, "<methodName>")?;
+    let method = decoder.method_name()?;
+    let mut params = Vec::new();
+    match decoder.token()? {
+        Token::Close => {}
+        Token::Open(Name::Params) => {
+            params = decoder.params()?;
+            decoder.close("</methodCall>")?;
+        }
+        _ => return Err(decoder.malformed("something other than parameters", "<params> or </methodCall>")),
+    }
+    decoder.end()?;
+    Ok((method, params))
+}
+
+/// Reads one `methodResponse`: a value or a fault.
+pub fn decode_response(body: &[u8], limits: &config::Wire) -> Result<std::result::Result<Value, Fault>> {
+    let mut decoder = Decoder::new(body, limits)?;
+    decoder.open(Name::MethodResponse, "<methodResponse>")?;
+    let answer = match decoder.token()? {
+        Token::Open(Name::Params) => {
+            let mut params = decoder.params()?;
+            match (params.pop(), params.is_empty()) {
+                (Some(value), true) => Ok(value),
+                _ => return Err(decoder.malformed("not exactly one value in the answer", "one <param>")),
+            }
+        }
+        Token::Open(Name::Fault) => {
+            decoder.open(Name::Value, "<value>")?;
+            let value = decoder.value()?;
+            decoder.close("</fault>")?;
+            Err(decoder.fault(value)?)
+        }
+        _ => return Err(decoder.malformed("neither an answer nor a fault", "<params> or <fault>")),
+    };
+    decoder.close("</methodResponse>")?;
+    decoder.end()?;
+    Ok(answer)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    MethodCall,
+    MethodName,
+    MethodResponse,
+    Fault,
+    Params,
+    Param,
+    Value,
+    Array,
+    Data,
+    Struct,
+    Member,
+    MemberName,
+    Int,
+    Int64,
+    Boolean,
+    Double,
+    String,
+    Base64,
+    DateTime,
+    Nil,
+    Unknown,
+}
+
+impl Name {
+    fn of(name: &str) -> Self {
+        match name {
+            "value" => Self::Value,
+            "string" => Self::String,
+            "member" => Self::Member,
+            "name" => Self::MemberName,
+            "int" | "i4" => Self::Int,
+            "i8" | "ex:i8" => Self::Int64,
+            "boolean" => Self::Boolean,
+            "struct" => Self::Struct,
+            "array" => Self::Array,
+            "data" => Self::Data,
+            "double" => Self::Double,
+            "nil" | "ex:nil" => Self::Nil,
+            "base64" => Self::Base64,
+            "dateTime.iso8601" => Self::DateTime,
+            "param" => Self::Param,
+            "params" => Self::Params,
+            "methodCall" => Self::MethodCall,
+            "methodName" => Self::MethodName,
+            "methodResponse" => Self::MethodResponse,
+            "fault" => Self::Fault,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Markup, where only markup may stand. `Close` is always the end of the innermost open element, because the
+/// reader has compared its name.
+enum Token {
+    Open(Name),
+    Close,
+    End,
+}
+
+/// A container whose end has not been read.
+enum Frame {
+    Array(Vec<Value>),
+    Struct { members: BTreeMap<String, Value>, name: String },
+}
+
+enum Begun {
+    Scalar(Value),
+    Array,
+    Struct,
+}
+
+struct Decoder<'a> {
+    reader: Reader<&'a [u8]>,
+    /// Bytes before the reader's first: a byte order mark.
+    skipped: usize,
+    /// Something of the document has been read: no declaration may follow.
+    started: bool,
+    /// The element just opened was `<like-this/>`.
+    empty: bool,
+    values: usize,
+    max_values: usize,
+    max_depth: usize,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(body: &'a [u8], limits: &config::Wire) -> Result<Self> {
+        if body.len() > limits.max_body_bytes {
+            let max = limits.max_body_bytes;
+            return Err(DecodeError::Limit { at: max, what: "bytes", max });
+        }
+        let document = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
+        let skipped = body.len() - document.len();
+        check_characters(document, skipped)?;
+        Ok(Self {
+            reader: Reader::from_reader(document),
+            skipped,
+            started: false,
+            empty: false,
+            values: 0,
+            max_values: limits.max_values,
+            max_depth: limits.max_depth,
+        })
+    }
+
+    fn malformed(&self, problem: &'static str, allowed: &'static str) -> DecodeError {
+        DecodeError::Malformed { at: self.position(), problem, allowed }
+    }
+
+    fn position(&self) -> usize {
+        usize::try_from(self.reader.buffer_position()).unwrap_or(usize::MAX).saturating_add(self.skipped)
+    }
+
+    /// The next event that means something.
+    fn event(&mut self) -> Result<Event<'a>> {
+        loop {
+            let first = !std::mem::replace(&mut self.started, true);
+            match self.reader.read_event() {
+                Ok(Event::Comment(_) | Event::PI(_)) => {}
+                Ok(Event::Decl(declaration)) => self.declaration(&declaration, first)?,
+                Ok(Event::DocType(_)) => {
+                    return Err(self.malformed("a document type", "no DOCTYPE and no entities of one's own"));
+                }
+                Ok(event) => return Ok(event),
+                // Its text may repeat the body.
+                Err(_) => {
+                    let at = usize::try_from(self.reader.error_position()).unwrap_or(usize::MAX);
+                    return Err(DecodeError::Malformed {
+                        at: at.saturating_add(self.skipped),
+                        problem: "not well-formed XML",
+                        allowed: "well-formed XML 1.0 whose tags match",
+                    });
+                }
+            }
+        }
+    }
+
+    fn declaration(&self, declaration: &BytesDecl<'_>, first: bool) -> Result<()> {
+        if !first {
+            return Err(self.malformed("an XML declaration inside the document", "one, at the very start"));
+        }
+        match declaration.encoding() {
+            None => Ok(()),
+            Some(Ok(name)) if ["utf-8", "utf8", "us-ascii"].iter().any(|n| name.eq_ignore_ascii_case(n)) => {
+                Ok(())
+            }
+            Some(_) => Err(self.malformed("another encoding is declared", "UTF-8")),
+        }
+    }
+
+    fn started_element(&mut self, element: &BytesStart<'a>, empty: bool) -> Result<Name> {
+        self.empty = empty;
+        let attributes = element.attributes_raw();
+        if !attributes.is_empty() {
+            if attributes.len() > MAX_ATTRIBUTE_BYTES {
+                return Err(self.limit("bytes of attributes", MAX_ATTRIBUTE_BYTES));
+            }
+            if element.attributes().any(|attribute| attribute.is_err()) {
+                return Err(self.malformed("attributes that are not well-formed", "name=\"value\""));
+            }
+        }
+        Ok(Name::of(element.name().as_ref()))
+    }
+
+    fn limit(&self, what: &'static str, max: usize) -> DecodeError {
+        DecodeError::Limit { at: self.position(), what, max }
+    }
+
+    fn token(&mut self) -> Result<Token> {
+        if std::mem::take(&mut self.empty) {
+            return Ok(Token::Close);
+        }
+        loop {
+            return match self.event()? {
+                Event::Start(element) => Ok(Token::Open(self.started_element(&element, false)?)),
+                Event::Empty(element) => Ok(Token::Open(self.started_element(&element, true)?)),
+                Event::End(_) => Ok(Token::Close),
+                Event::Eof => Ok(Token::End),
+                Event::Text(text) if is_blank(&text) => continue,
+                _ => Err(self.malformed("text between elements", "white space")),
+            };
+        }
+    }
+
+    fn open(&mut self, name: Name, allowed: &'static str) -> Result<()> {
+        match self.token()? {
+            Token::Open(found) if found == name => Ok(()),
+            Token::End => Err(self.malformed("the document ends too early", allowed)),
+            _ => Err(self.malformed("another element than expected", allowed)),
+        }
+    }
+
+    fn close(&mut self, allowed: &'static str) -> Result<()> {
+        match self.token()? {
+            Token::Close => Ok(()),
+            Token::End => Err(self.malformed("the document ends too early", allowed)),
+            Token::Open(_) => Err(self.malformed("one element too many", allowed)),
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        match self.token()? {
+            Token::End => Ok(()),
+            _ => Err(self.malformed("something after the end of the document", "one document")),
+        }
+    }
+
+    /// The text of the element just opened, up to and with its end.
+    fn text(&mut self) -> Result<Cow<'a, str>> {
+        let mut text = Cow::Borrowed("");
+        if std::mem::take(&mut self.empty) {
+            return Ok(text);
+        }
+        loop {
+            match self.event()? {
+                Event::End(_) => return Ok(text),
+                event => self.append(&mut text, event)?,
+            }
+        }
+    }
+
+    fn append(&self, text: &mut Cow<'a, str>, event: Event<'a>) -> Result<()> {
+        let more = match event {
+            Event::Text(more) => one_newline(more.into_inner()),
+            Event::CData(more) => one_newline(more.into_inner()),
+            Event::GeneralRef(reference) => {
+                text.to_mut().push(self.resolve(&reference)?);
+                return Ok(());
+            }
+            Event::Eof => return Err(self.malformed("the document ends too early", "every tag closed")),
+            _ => return Err(self.malformed("an element inside text", "text")),
+        };
+        if text.is_empty() {
+            *text = more;
+        } else {
+            text.to_mut().push_str(&more);
+        }
+        Ok(())
+    }
+
+    fn resolve(&self, reference: &BytesRef<'_>) -> Result<char> {
+        let name: &str = reference;
+        let character = match name {
+            "amp" => Some('&'),
+            "lt" => Some('<'),
+            "gt" => Some('>'),
+            "quot" => Some('"'),
+            "apos" => Some('\''),
+            _ => reference.resolve_char_ref().ok().flatten().filter(|c| is_xml_character(*c)),
+        };
+        character.ok_or_else(|| {
+            self.malformed(
+                "an unknown entity",
+                "&amp; &lt; &gt; &quot; &apos; and references to XML characters",
+            )
+        })
+    }
+
+    fn method_name(&mut self) -> Result<String> {
+        const ALLOWED: &str = "1 to 256 of A-Z a-z 0-9 _ . : /";
+        let name = self.text()?;
+        let name = name.trim_matches(BLANKS);
+        let character = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/".contains(&byte);
+        if name.is_empty() || name.len() > MAX_METHOD_BYTES || !name.bytes().all(character) {
+            return Err(self.malformed("no method name", ALLOWED));
+        }
+        Ok(name.to_owned())
+    }
+
+    /// After `<params>`, up to and with `</params>`.
+    fn params(&mut self) -> Result<Vec<Value>> {
+        let mut params = Vec::new();
+        loop {
+            match self.token()? {
+                Token::Open(Name::Param) => {
+                    self.open(Name::Value, "<value>")?;
+                    params.push(self.value()?);
+                    self.close("</param>")?;
+                }
+                Token::Close => return Ok(params),
+                _ => return Err(self.malformed("something other than a parameter", "<param> or </params>")),
+            }
+        }
+    }
+
+    /// After `<value>`, up to and with its `</value>`, with all it holds.
+    fn value(&mut self) -> Result<Value> {
+        let mut stack: Vec<Frame> = Vec::new();
+        'inside_a_value: loop {
+            let mut done = match self.begin()? {
+                Begun::Scalar(value) => value,
+                container => {
+                    if stack.len() >= self.max_depth {
+                        return Err(self.limit("values inside each other", self.max_depth));
+                    }
+                    let (frame, more) = self.first(container)?;
+                    if more {
+                        stack.push(frame);
+                        continue 'inside_a_value;
+                    }
+                    frame.into_value()
+                }
+            };
+            // Hand the finished value to its container; a container it completes is finished in turn.
+            loop {
+                let Some(frame) = stack.last_mut() else {
+                    return Ok(done);
+                };
+                if self.deliver(frame, done)? {
+                    continue 'inside_a_value;
+                }
+                match stack.pop() {
+                    Some(frame) => done = frame.into_value(),
+                    None => return Err(self.malformed("one end too many", "every tag closed once")),
+                }
+            }
+        }
+    }
+
+    /// Reads what stands inside `<value>`: a whole scalar with the end of the value, or the start of a container.
+    fn begin(&mut self) -> Result<Begun> {
+        self.values += 1;
+        if self.values > self.max_values {
+            return Err(self.limit("values", self.max_values));
+        }
+        let mut text = Cow::Borrowed("");
+        if std::mem::take(&mut self.empty) {
+            return Ok(Begun::Scalar(Value::String(String::new())));
+        }
+        let name = loop {
+            match self.event()? {
+                Event::Start(element) => break self.started_element(&element, false)?,
+                Event::Empty(element) => break self.started_element(&element, true)?,
+                Event::End(_) => return Ok(Begun::Scalar(Value::String(text.into_owned()))),
+                event => self.append(&mut text, event)?,
+            }
+        };
+        if !is_blank(&text) {
+            return Err(self.malformed("text beside a typed value", "white space"));
+        }
+        match name {
+            Name::Array => Ok(Begun::Array),
+            Name::Struct => Ok(Begun::Struct),
+            scalar => {
+                let value = self.scalar(scalar)?;
+                self.close("</value>")?;
+                Ok(Begun::Scalar(value))
+            }
+        }
+    }
+
+    fn scalar(&mut self, name: Name) -> Result<Value> {
+        // Before the text is read, so that an unknown element with children is told as what it is.
+        if !matches!(
+            name,
+            Name::Int
+                | Name::Int64
+                | Name::Boolean
+                | Name::Double
+                | Name::String
+                | Name::Base64
+                | Name::DateTime
+                | Name::Nil
+        ) {
+            return Err(self.malformed(
+                "an unknown type",
+                "int i4 i8 boolean double string base64 dateTime.iso8601 nil struct array",
+            ));
+        }
+        let text = self.text()?;
+        if name == Name::String {
+            return Ok(Value::String(text.into_owned()));
+        }
+        let trimmed = text.trim_matches(BLANKS);
+        let (value, problem, allowed) = match name {
+            Name::Int => {
+                (trimmed.parse().ok().map(Value::Int), "no 32-bit integer", "-2147483648 to 2147483647")
+            }
+            Name::Int64 => (
+                trimmed.parse().ok().map(Value::Int64),
+                "no 64-bit integer",
+                "-9223372036854775808 to 9223372036854775807",
+            ),
+            Name::Boolean => {
+                let value = match trimmed {
+                    "0" => Some(Value::Bool(false)),
+                    "1" => Some(Value::Bool(true)),
+                    _ => None,
+                };
+                (value, "no boolean", "0 or 1")
+            }
+            Name::Double => (double(trimmed), "no finite number", "decimal digits, as in -1.5e3"),
+            Name::Base64 => (base64(trimmed), "no base64", "A-Z a-z 0-9 + / with = at the end"),
+            Name::DateTime => {
+                (datetime::parse(trimmed).map(Value::DateTime), "no date and time", datetime::ALLOWED)
+            }
+            _ => (trimmed.is_empty().then_some(Value::Nil), "something inside nil", "<nil/>"),
+        };
+        value.ok_or_else(|| self.malformed(problem, allowed))
+    }
+
+    /// After `<array>` or `<struct>`: up to its first value (`true`), or up to and with its `</value>`.
+    fn first(&mut self, container: Begun) -> Result<(Frame, bool)> {
+        match container {
+            Begun::Struct => match self.member()? {
+                Some(name) => Ok((Frame::Struct { members: BTreeMap::new(), name }, true)),
+                None => Ok((Frame::Struct { members: BTreeMap::new(), name: String::new() }, false)),
+            },
+            _ => match self.token()? {
+                Token::Open(Name::Data) => Ok((Frame::Array(Vec::new()), self.item()?)),
+                Token::Close => {
+                    self.close("</value>")?;
+                    Ok((Frame::Array(Vec::new()), false))
+                }
+                _ => Err(self.malformed("something other than data in an array", "<data> or </array>")),
+            },
+        }
+    }
+
+    /// Puts a value into its container; `true` if another one follows.
+    fn deliver(&mut self, frame: &mut Frame, value: Value) -> Result<bool> {
+        match frame {
+            Frame::Array(items) => {
+                items.push(value);
+                self.item()
+            }
+            Frame::Struct { members, name } => {
+                self.close("</member>")?;
+                if members.insert(std::mem::take(name), value).is_some() {
+                    return Err(self.malformed("a member name used twice", "each name once in a struct"));
+                }
+                match self.member()? {
+                    Some(next) => {
+                        *name = next;
+                        Ok(true)
+                    }
+                    None => Ok(false),
+                }
+            }
+        }
+    }
+
+    /// The next item of an array: `true` after its `<value>`, `false` after the array's `</value>`.
+    fn item(&mut self) -> Result<bool> {
+        match self.token()? {
+            Token::Open(Name::Value) => Ok(true),
+            Token::Close => {
+                self.close("</array>")?;
+                self.close("</value>")?;
+                Ok(false)
+            }
+            _ => Err(self.malformed("something other than a value in an array", "<value> or </data>")),
+        }
+    }
+
+    /// The next member of a struct: its name, after its `<value>`; `None` after the struct's `</value>`.
+    fn member(&mut self) -> Result<Option<String>> {
+        match self.token()? {
+            Token::Open(Name::Member) => {
+                self.open(Name::MemberName, "<name>")?;
+                let name = self.text()?.into_owned();
+                self.open(Name::Value, "<value>")?;
+                Ok(Some(name))
+            }
+            Token::Close => {
+                self.close("</value>")?;
+                Ok(None)
+            }
+            _ => Err(self.malformed("something other than a member in a struct", "<member> or </struct>")),
+        }
+    }
+
+    fn fault(&self, value: Value) -> Result<Fault> {
+        if let Value::Struct(mut members) = value
+            && let Some(Value::Int(fault_code)) = members.remove("faultCode")
+            && let Some(Value::String(fault_string)) = members.remove("faultString")
+        {
+            return Ok(Fault { fault_code, fault_string });
+        }
+        Err(self.malformed("no fault", "a struct of faultCode (int) and faultString (string)"))
+    }
+}
+
+impl Frame {
+    fn into_value(self) -> Value {
+        match self {
+            Self::Array(items) => Value::Array(items),
+            Self::Struct { members, .. } => Value::Struct(members),
+        }
+    }
+}
+
+const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
+
+fn is_blank(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n'))
+}
+
+fn is_xml_character(character: char) -> bool {
+    matches!(character, '\t' | '\n' | '\r' | ' '..='\u{FFFD}' | '\u{10000}'..)
+}
+
+/// As XML asks: `\r\n` and a lone `\r` are read as `\n`.
+fn one_newline(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.as_bytes().contains(&b'\r') {
+        text.replace("\r\n", "\n").replace('\r', "\n").into()
+    } else {
+        text
+    }
+}
+
+fn double(text: &str) -> Option<Value> {
+    // The parser of numbers also takes "nan" and "inf".
+    if text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E')) {
+        text.parse().ok().filter(|number: &f64| number.is_finite()).map(Value::Double)
+    } else {
+        None
+    }
+}
+
+fn base64(text: &str) -> Option<Value> {
+    let decoded = if text.bytes().any(|byte| byte.is_ascii_whitespace()) {
+        let packed: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        STANDARD.decode(packed)
+    } else {
+        STANDARD.decode(text)
+    };
+    decoded.ok().map(Value::Base64)
+}
+
+/// The whole document is UTF-8 and has no character that XML 1.0 forbids, in text, markup or comment.
+fn check_characters(document: &[u8], skipped: usize) -> Result<()> {
+    let refuse = |at: usize, problem| {
+        Err(DecodeError::Malformed { at: at + skipped, problem, allowed: "XML 1.0 characters in UTF-8" })
+    };
+    // Looked at in blocks without a branch per byte: this runs over every byte of every request.
+    let control = |byte: u8| byte < 0x20 && !matches!(byte, b'\t' | b'\n' | b'\r');
+    for (block, bytes) in document.chunks(256).enumerate() {
+        if bytes.iter().fold(false, |found, byte| found | control(*byte)) {
+            let within = bytes.iter().position(|byte| control(*byte)).unwrap_or(0);
+            return refuse(block * 256 + within, "a control character");
+        }
+    }
+    match std::str::from_utf8(document) {
+        Err(error) => refuse(error.valid_up_to(), "not UTF-8"),
+        Ok(text) if document.contains(&0xEF) => match text.find(['\u{FFFE}', '\u{FFFF}']) {
+            Some(at) => refuse(at, "a character that XML forbids"),
+            None => Ok(()),
+        },
+        Ok(_) => Ok(()),
+    }
+}
