@@ -10,8 +10,26 @@
 //! every table a transaction touches and compared at open, `open` under `catch_unwind`. Nothing outside this
 //! room knows that sled exists; `memory` is the body for tests in virtual time.
 
+mod core;
+mod engine;
+mod envelope;
+mod handle;
+mod ledger;
+mod memory;
+mod open;
+mod options;
+mod panics;
+mod sled_engine;
+mod space;
 mod table;
+mod verify;
+mod witness;
+mod writer;
 
+pub use engine::Range;
+pub use handle::Store;
+pub use ledger::{LedgerDocument, restore_from_ledger};
+pub use options::{FaultPoint, FaultWhen, OpenError, OpenReport, Opened, Options, Recovered};
 pub use table::{Importance, Key, Op, Table, Txn};
 
 /// Why the store did not do what it was asked.
@@ -26,11 +44,27 @@ pub enum StoreError {
     /// A value did not pass its checksum or version, or tables disagree.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// The disk or the engine failed; what was being written may or may not be there.
     #[error("the store failed: {0}")]
     Io(String),
+    /// This transaction can never be written: a value or key is too large or cannot be encoded.
+    #[error("the transaction was refused: {0}")]
+    Refused(String),
     /// The store was closed (the daemon is stopping).
     #[error("the store is closed")]
     Closed,
+}
+
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::StorageFull | Kind::QuotaExceeded => Self::DiskFull(error.to_string()),
+            Kind::ReadOnlyFilesystem | Kind::PermissionDenied => Self::ReadOnly(error.to_string()),
+            Kind::UnexpectedEof | Kind::InvalidData => Self::Damaged(error.to_string()),
+            _ => Self::Io(error.to_string()),
+        }
+    }
 }
 
 /// What a commit did.
@@ -39,4 +73,16 @@ pub struct Committed {
     pub number: u64,
     /// The numbers that the transaction's appends were given, in order.
     pub appended: Vec<u64>,
+}
+
+/// What the store can do at present.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    Normal,
+    /// The disk is nearly full: only essential transactions are written, from the reserve.
+    LowSpace,
+    /// Nothing can be written.
+    ReadOnly {
+        why: String,
+    },
 }
