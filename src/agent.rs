@@ -2,29 +2,19 @@
 
 use crate::config::{Overrides, Settings};
 use crate::model::MiB;
+use crate::store::FaultPoint;
 use std::path::PathBuf;
-
-/// Where a daemon under test ends itself, as if killed: before or after the commit of that number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FaultPoint {
-    pub commit: u64,
-    pub when: When,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
-    Before,
-    After,
-}
 
 /// What the entrance hands over.
 #[derive(Debug)]
 pub struct Start {
     pub settings: Settings,
     pub dev: bool,
-    /// The state folder was made for this run (`--dev` without `--state-dir`).
+    /// The state folder was made for this run (`--dev` without `--state-dir`); `main` removes it afterwards, so
+    /// nothing must outlive the run.
     pub ephemeral_state: bool,
     pub password_file: Option<PathBuf>,
+    /// Where a daemon under test ends itself, as if killed.
     pub fault: Option<FaultPoint>,
     /// For a reload: the settings are `config::load(config_file, &overrides)`.
     pub config_file: Option<PathBuf>,

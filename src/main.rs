@@ -4,8 +4,9 @@
 //! before the log is set up is one paragraph on stderr.
 
 use clap::{Args, Parser, Subcommand};
-use dom0d::agent::{self, FaultPoint, Start, When};
+use dom0d::agent::{self, Start};
 use dom0d::config::{self, LogFormat, Overrides, Settings, ToolstackChoice, WorldChoice};
+use dom0d::store::{FaultPoint, FaultWhen};
 use dom0d::{logging, machine, model::MiB};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -91,13 +92,13 @@ fn world(text: &str) -> Result<WorldChoice, String> {
 
 fn fault_point(text: &str) -> Result<FaultPoint, String> {
     let (number, when) = match text.split_once(':') {
-        None => (text, When::After),
-        Some((number, "after")) => (number, When::After),
-        Some((number, "before")) => (number, When::Before),
+        None => (text, FaultWhen::After),
+        Some((number, "after")) => (number, FaultWhen::After),
+        Some((number, "before")) => (number, FaultWhen::Before),
         Some(_) => return Err("allowed: N, N:before, N:after".to_owned()),
     };
-    let commit = number.parse().map_err(|_| "N must be a whole number".to_owned())?;
-    Ok(FaultPoint { commit, when })
+    let at_commit = number.parse().map_err(|_| "N must be a whole number".to_owned())?;
+    Ok(FaultPoint { at_commit, when })
 }
 
 /// Why the process ends, with its code.
@@ -136,14 +137,25 @@ fn run(cli: Cli) -> Result<(), Failure> {
         let name = config_file.map_or("the defaults".to_owned(), |file| file.display().to_string());
         return writeln!(io::stdout(), "{name}: good").map_err(start_failure);
     }
-    let ephemeral_state = daemon.dev && daemon.state_dir.is_none();
-    let state_dir = if ephemeral_state { Some(fresh_folder()?) } else { daemon.state_dir.clone() };
     let listen = daemon.listen.or_else(|| daemon.dev.then(dev_address));
-    let overrides = overrides(&daemon, state_dir, listen)?;
-    let settings = load(config_file.as_deref(), &overrides)?;
+    let mut overrides = overrides(&daemon, daemon.state_dir.clone(), listen)?;
+    let mut settings = load(config_file.as_deref(), &overrides)?;
+    // Only now, so that wrong settings leave no folder behind.
+    let folder = (daemon.dev && daemon.state_dir.is_none()).then(FreshFolder::new).transpose()?;
+    if let Some(folder) = &folder {
+        overrides.state_dir = Some(folder.0.clone());
+        settings = load(config_file.as_deref(), &overrides)?;
+    }
     logging::init(settings.log.level, settings.log.format).map_err(start_failure)?;
-    let (dev, password_file, fault) = (daemon.dev, daemon.password_file, daemon.die_at_commit);
-    let start = Start { settings, dev, ephemeral_state, password_file, fault, config_file, overrides };
+    let start = Start {
+        settings,
+        dev: daemon.dev,
+        ephemeral_state: folder.is_some(),
+        password_file: daemon.password_file,
+        fault: daemon.die_at_commit,
+        config_file,
+        overrides,
+    };
     block_on(agent::run(start))?.map_err(start_failure)
 }
 
@@ -194,11 +206,25 @@ fn overrides(
     })
 }
 
-/// A new folder that nobody else may enter.
-fn fresh_folder() -> Result<PathBuf, Failure> {
-    let template = std::env::temp_dir().join("dom0d-dev-XXXXXX");
-    nix::unistd::mkdtemp(&template)
-        .map_err(|error| Failure::Start(format!("cannot make a folder like {}: {error}", template.display())))
+/// A new folder that nobody else may enter, gone when this is dropped: when the agent has ended, however.
+#[derive(Debug)]
+struct FreshFolder(PathBuf);
+
+impl FreshFolder {
+    fn new() -> Result<Self, Failure> {
+        let template = std::env::temp_dir().join("dom0d-dev-XXXXXX");
+        nix::unistd::mkdtemp(&template).map(Self).map_err(|error| {
+            Failure::Start(format!("cannot make a folder like {}: {error}", template.display()))
+        })
+    }
+}
+
+impl Drop for FreshFolder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(folder = %self.0.display(), %error, "the folder of this run stays behind");
+        }
+    }
 }
 
 /// 127.0.0.1:8899, or a port of the kernel's choice if that one is taken. Tried by binding, so that it is also
@@ -272,8 +298,8 @@ mod tests {
     #[test]
     fn a_fault_point_is_a_number_with_its_side_and_only_for_dev() {
         let point = |text| daemon(&["--dev", "--die-at-commit", text]).map(|d| d.die_at_commit);
-        assert_eq!(point("7").unwrap(), Some(FaultPoint { commit: 7, when: When::After }));
-        assert_eq!(point("7:before").unwrap(), Some(FaultPoint { commit: 7, when: When::Before }));
+        assert_eq!(point("7").unwrap(), Some(FaultPoint { at_commit: 7, when: FaultWhen::After }));
+        assert_eq!(point("7:before").unwrap(), Some(FaultPoint { at_commit: 7, when: FaultWhen::Before }));
         for bad in ["", "x", "7:", "7:never", "-1"] {
             assert!(point(bad).is_err(), "{bad}");
         }
@@ -281,12 +307,14 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_folder_is_private() {
+    fn a_fresh_folder_is_private_and_goes_with_its_owner() {
         use std::os::unix::fs::PermissionsExt;
-        let folder = fresh_folder().unwrap();
-        let mode = std::fs::metadata(&folder).unwrap().permissions().mode();
-        std::fs::remove_dir(&folder).unwrap();
-        assert_eq!(mode & 0o777, 0o700);
+        let folder = FreshFolder::new().unwrap();
+        let path = folder.0.clone();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        std::fs::write(path.join("state"), "x").unwrap();
+        drop(folder);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -293,10 +293,13 @@ pub enum StoreCommand {
         state_dir: PathBuf,
         file: PathBuf,
     },
-    /// Fill the empty store of a stopped daemon from such a file (- is the input)
+    /// Make the store of a stopped daemon from such a file (- is the input)
     Import {
         #[arg(long, value_name = "DIR", default_value = "/var/lib/dom0d")]
         state_dir: PathBuf,
+        /// Although there is a store, which is moved aside
+        #[arg(long)]
+        force: bool,
         file: PathBuf,
     },
 }

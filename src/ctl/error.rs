@@ -41,6 +41,8 @@ pub enum CtlError {
     #[error("{0}")]
     NotFound(String),
     #[error("{0}")]
+    Conflict(String),
+    #[error("{0}")]
     Failed(String),
     #[error("{}: {problem}", file.display())]
     File { file: PathBuf, problem: String },
@@ -67,6 +69,7 @@ impl CtlError {
             Self::Timeout { .. } | Self::StillRunning { .. } => Exit::TimedOut,
             Self::Usage(_) => Exit::Usage,
             Self::NotFound(_) => Exit::NotFound,
+            Self::Conflict(_) => Exit::Conflict,
             Self::Failed(_) | Self::File { .. } | Self::Answer { .. } | Self::Output(_) => Exit::Failed,
         }
     }
@@ -85,7 +88,7 @@ impl CtlError {
                 Some("is dom0d running? its socket is given by --socket or DOM0D_SOCKET".to_owned())
             }
             Self::StillRunning { id, .. } => Some(format!("dom0ctl job wait {id}")),
-            Self::NotFound(text) if text.contains("VM") => Some("dom0ctl vm list".to_owned()),
+            Self::NotFound(text) if text.contains("no VM") => Some("dom0ctl vm list".to_owned()),
             _ => None,
         }
     }
