@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 /// a single row never waits behind scans; few, since more threads only wait for the same disk.
 const READERS: usize = 2;
 /// Rows a pruning transaction deletes: small enough that commits of others hardly notice.
-const PRUNE_ROWS: usize = 256;
+const PRUNE_ROWS: usize = 128;
 
 /// The store. Clones are the same store.
 #[derive(Clone)]

@@ -22,6 +22,7 @@ mod panics;
 mod sled_engine;
 mod space;
 mod table;
+pub mod tools;
 mod verify;
 mod witness;
 mod writer;

@@ -64,18 +64,22 @@ pub(super) fn tally(
     }
 }
 
-/// Verifies tables, `first` ones first, then small before large, until the deadline. Tells how many rows were
-/// verified.
+/// Verifies tables, `first` ones first, then small before large, until the deadline or `max_rows`. Tells how
+/// many rows were verified.
 pub(super) fn verify(
     engine: &dyn Engine,
     numbers: &Numbers,
     first: &[(&str, u16)],
     deadline: Instant,
+    max_rows: u64,
 ) -> Result<u64, StoreError> {
     let mut tables: Vec<_> = numbers.tables.iter().collect();
     tables.sort_by_key(|(name, head)| (!first.iter().any(|(first, _)| first == name), head.rows));
     let mut verified = 0;
     for (name, head) in tables {
+        if verified + head.rows > max_rows {
+            continue;
+        }
         match tally(engine, name, Some(deadline))? {
             Some(tally) => tally.compare(name, head)?,
             None => break,
