@@ -52,12 +52,9 @@ fn fraction(bytes: &[u8]) -> Option<(u32, &[u8])> {
     if !(1..=9).contains(&length) {
         return None;
     }
-    let mut millisecond = 0;
-    for position in 0..3 {
-        let digit = if position < length { u32::from(rest[position] - b'0') } else { 0 };
-        millisecond = millisecond * 10 + digit;
-    }
-    Some((millisecond, &rest[length..]))
+    let (digits, rest) = rest.split_at(length);
+    let kept = digits.iter().map(|digit| u32::from(digit - b'0')).chain(std::iter::repeat(0)).take(3);
+    Some((kept.fold(0, |sum, digit| sum * 10 + digit), rest))
 }
 
 fn zone(bytes: &[u8]) -> Option<(i32, i32)> {

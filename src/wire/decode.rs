@@ -39,13 +39,13 @@ type Result<T> = std::result::Result<T, DecodeError>;
 /// Reads one `methodCall`: the method's name and its parameters.
 pub fn decode_call(body: &[u8], limits: &config::Wire) -> Result<(String, Vec<Value>)> {
     let mut decoder = Decoder::new(body, limits)?;
-    decoder.open(Name::MethodCall, "<methodCall>")?;
-    decoder.open(Name::MethodName, "<methodName>")?;
+    decoder.open(Tag::MethodCall, "<methodCall>")?;
+    decoder.open(Tag::MethodName, "<methodName>")?;
     let method = decoder.method_name()?;
     let mut params = Vec::new();
     match decoder.token()? {
         Token::Close => {}
-        Token::Open(Name::Params) => {
+        Token::Open(Tag::Params) => {
             params = decoder.params()?;
             decoder.close("</methodCall>")?;
         }
@@ -58,17 +58,17 @@ pub fn decode_call(body: &[u8], limits: &config::Wire) -> Result<(String, Vec<Va
 /// Reads one `methodResponse`: a value or a fault.
 pub fn decode_response(body: &[u8], limits: &config::Wire) -> Result<std::result::Result<Value, Fault>> {
     let mut decoder = Decoder::new(body, limits)?;
-    decoder.open(Name::MethodResponse, "<methodResponse>")?;
+    decoder.open(Tag::MethodResponse, "<methodResponse>")?;
     let answer = match decoder.token()? {
-        Token::Open(Name::Params) => {
+        Token::Open(Tag::Params) => {
             let mut params = decoder.params()?;
             match (params.pop(), params.is_empty()) {
                 (Some(value), true) => Ok(value),
                 _ => return Err(decoder.malformed("not exactly one value in the answer", "one <param>")),
             }
         }
-        Token::Open(Name::Fault) => {
-            decoder.open(Name::Value, "<value>")?;
+        Token::Open(Tag::Fault) => {
+            decoder.open(Tag::Value, "<value>")?;
             let value = decoder.value()?;
             decoder.close("</fault>")?;
             Err(decoder.fault(value)?)
@@ -81,7 +81,7 @@ pub fn decode_response(body: &[u8], limits: &config::Wire) -> Result<std::result
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Name {
+enum Tag {
     MethodCall,
     MethodName,
     MethodResponse,
@@ -93,7 +93,7 @@ enum Name {
     Data,
     Struct,
     Member,
-    MemberName,
+    Name,
     Int,
     Int64,
     Boolean,
@@ -105,13 +105,13 @@ enum Name {
     Unknown,
 }
 
-impl Name {
+impl Tag {
     fn of(name: &str) -> Self {
         match name {
             "value" => Self::Value,
             "string" => Self::String,
             "member" => Self::Member,
-            "name" => Self::MemberName,
+            "name" => Self::Name,
             "int" | "i4" => Self::Int,
             "i8" | "ex:i8" => Self::Int64,
             "boolean" => Self::Boolean,
@@ -136,7 +136,7 @@ impl Name {
 /// Markup, where only markup may stand. `Close` is always the end of the innermost open element, because the
 /// reader has compared its name.
 enum Token {
-    Open(Name),
+    Open(Tag),
     Close,
     End,
 }
@@ -231,7 +231,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn started_element(&mut self, element: &BytesStart<'a>, empty: bool) -> Result<Name> {
+    fn started_element(&mut self, element: &BytesStart<'a>, empty: bool) -> Result<Tag> {
         self.empty = empty;
         let attributes = element.attributes_raw();
         if !attributes.is_empty() {
@@ -242,7 +242,7 @@ impl<'a> Decoder<'a> {
                 return Err(self.malformed("attributes that are not well-formed", "name=\"value\""));
             }
         }
-        Ok(Name::of(element.name().as_ref()))
+        Ok(Tag::of(element.name().as_ref()))
     }
 
     fn limit(&self, what: &'static str, max: usize) -> DecodeError {
@@ -265,7 +265,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn open(&mut self, name: Name, allowed: &'static str) -> Result<()> {
+    fn open(&mut self, name: Tag, allowed: &'static str) -> Result<()> {
         match self.token()? {
             Token::Open(found) if found == name => Ok(()),
             Token::End => Err(self.malformed("the document ends too early", allowed)),
@@ -355,8 +355,8 @@ impl<'a> Decoder<'a> {
         let mut params = Vec::new();
         loop {
             match self.token()? {
-                Token::Open(Name::Param) => {
-                    self.open(Name::Value, "<value>")?;
+                Token::Open(Tag::Param) => {
+                    self.open(Tag::Value, "<value>")?;
                     params.push(self.value()?);
                     self.close("</param>")?;
                 }
@@ -422,8 +422,8 @@ impl<'a> Decoder<'a> {
             return Err(self.malformed("text beside a typed value", "white space"));
         }
         match name {
-            Name::Array => Ok(Begun::Array),
-            Name::Struct => Ok(Begun::Struct),
+            Tag::Array => Ok(Begun::Array),
+            Tag::Struct => Ok(Begun::Struct),
             scalar => {
                 let value = self.scalar(scalar)?;
                 self.close("</value>")?;
@@ -432,18 +432,18 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn scalar(&mut self, name: Name) -> Result<Value> {
+    fn scalar(&mut self, name: Tag) -> Result<Value> {
         // Before the text is read, so that an unknown element with children is told as what it is.
         if !matches!(
             name,
-            Name::Int
-                | Name::Int64
-                | Name::Boolean
-                | Name::Double
-                | Name::String
-                | Name::Base64
-                | Name::DateTime
-                | Name::Nil
+            Tag::Int
+                | Tag::Int64
+                | Tag::Boolean
+                | Tag::Double
+                | Tag::String
+                | Tag::Base64
+                | Tag::DateTime
+                | Tag::Nil
         ) {
             return Err(self.malformed(
                 "an unknown type",
@@ -451,20 +451,20 @@ impl<'a> Decoder<'a> {
             ));
         }
         let text = self.text()?;
-        if name == Name::String {
+        if name == Tag::String {
             return Ok(Value::String(text.into_owned()));
         }
         let trimmed = text.trim_matches(BLANKS);
         let (value, problem, allowed) = match name {
-            Name::Int => {
+            Tag::Int => {
                 (trimmed.parse().ok().map(Value::Int), "no 32-bit integer", "-2147483648 to 2147483647")
             }
-            Name::Int64 => (
+            Tag::Int64 => (
                 trimmed.parse().ok().map(Value::Int64),
                 "no 64-bit integer",
                 "-9223372036854775808 to 9223372036854775807",
             ),
-            Name::Boolean => {
+            Tag::Boolean => {
                 let value = match trimmed {
                     "0" => Some(Value::Bool(false)),
                     "1" => Some(Value::Bool(true)),
@@ -472,9 +472,9 @@ impl<'a> Decoder<'a> {
                 };
                 (value, "no boolean", "0 or 1")
             }
-            Name::Double => (double(trimmed), "no finite number", "decimal digits, as in -1.5e3"),
-            Name::Base64 => (base64(trimmed), "no base64", "A-Z a-z 0-9 + / with = at the end"),
-            Name::DateTime => {
+            Tag::Double => (double(trimmed), "no finite number", "decimal digits, as in -1.5e3"),
+            Tag::Base64 => (base64(trimmed), "no base64", "A-Z a-z 0-9 + / with = at the end"),
+            Tag::DateTime => {
                 (datetime::parse(trimmed).map(Value::DateTime), "no date and time", datetime::ALLOWED)
             }
             _ => (trimmed.is_empty().then_some(Value::Nil), "something inside nil", "<nil/>"),
@@ -490,7 +490,7 @@ impl<'a> Decoder<'a> {
                 None => Ok((Frame::Struct { members: BTreeMap::new(), name: String::new() }, false)),
             },
             _ => match self.token()? {
-                Token::Open(Name::Data) => Ok((Frame::Array(Vec::new()), self.item()?)),
+                Token::Open(Tag::Data) => Ok((Frame::Array(Vec::new()), self.item()?)),
                 Token::Close => {
                     self.close("</value>")?;
                     Ok((Frame::Array(Vec::new()), false))
@@ -526,7 +526,7 @@ impl<'a> Decoder<'a> {
     /// The next item of an array: `true` after its `<value>`, `false` after the array's `</value>`.
     fn item(&mut self) -> Result<bool> {
         match self.token()? {
-            Token::Open(Name::Value) => Ok(true),
+            Token::Open(Tag::Value) => Ok(true),
             Token::Close => {
                 self.close("</array>")?;
                 self.close("</value>")?;
@@ -539,10 +539,10 @@ impl<'a> Decoder<'a> {
     /// The next member of a struct: its name, after its `<value>`; `None` after the struct's `</value>`.
     fn member(&mut self) -> Result<Option<String>> {
         match self.token()? {
-            Token::Open(Name::Member) => {
-                self.open(Name::MemberName, "<name>")?;
+            Token::Open(Tag::Member) => {
+                self.open(Tag::Name, "<name>")?;
                 let name = self.text()?.into_owned();
-                self.open(Name::Value, "<value>")?;
+                self.open(Tag::Value, "<value>")?;
                 Ok(Some(name))
             }
             Token::Close => {

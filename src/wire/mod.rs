@@ -10,6 +10,8 @@ mod activation;
 mod auth;
 mod certificate;
 mod client;
+#[cfg(test)]
+mod codec_tests;
 mod datetime;
 mod decode;
 mod encode;

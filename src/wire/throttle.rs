@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use tokio::time::{Duration, Instant};
 
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses remembered. Beyond it the oldest window is forgotten, so that a flood of addresses costs memory
+/// Addresses remembered. Beyond it the older half is forgotten, so that a flood of addresses costs memory
 /// to no one and an attempt to each.
 const MAX_ADDRESSES: usize = 4096;
 
@@ -47,10 +47,17 @@ impl Throttle {
 
     fn make_room(&mut self, now: Instant) {
         self.windows.retain(|_, window| now.saturating_duration_since(window.since) < WINDOW);
-        if self.windows.len() >= MAX_ADDRESSES
-            && let Some(oldest) = self.windows.iter().min_by_key(|(_, window)| window.since).map(|(a, _)| *a)
-        {
-            self.windows.remove(&oldest);
+        if self.windows.len() >= MAX_ADDRESSES {
+            // Half of them at once: to look for the oldest at every attempt would be the flood's gain.
+            let mut begins: Vec<Instant> = self.windows.values().map(|window| window.since).collect();
+            let (_, middle, _) = begins.select_nth_unstable(MAX_ADDRESSES / 2);
+            let middle = *middle;
+            let mut surplus = MAX_ADDRESSES / 2;
+            self.windows.retain(|_, window| {
+                let goes = surplus > 0 && window.since <= middle;
+                surplus -= usize::from(goes);
+                !goes
+            });
         }
     }
 }

@@ -143,7 +143,8 @@ impl Watch {
     /// `true` if the end must be kept back because a call is under way.
     fn end_came(&self, reader: &Waker) -> bool {
         let mut state = self.state();
-        if !matches!(state.phase, Phase::Call | Phase::Answer) {
+        // In the body too: hyper looks for more as soon as it has the last of the body, before the service knows.
+        if matches!(state.phase, Phase::Idle | Phase::Head) {
             state.ended = true;
             return false;
         }
