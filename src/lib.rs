@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! 6  main.rs  bin/dom0ctl.rs  agent      entrances and the composition root, the only room that knows every room
+//!    ctl  logging                        dom0ctl's commands (a client: knows wire, never api); the daemon's log
 //! 5  api                                 the verb table: names, typed parameters, roles -> a read, or a job
 //! 4  operation                           plans made of serialised steps, and the executor that runs each kind
 //! 3  vm  host                            the domains: pure machines and planners, and their records
@@ -16,10 +17,12 @@
 pub mod agent;
 pub mod api;
 pub mod config;
+pub mod ctl;
 pub mod event;
 pub mod host;
 pub mod job;
 pub mod kernel;
+pub mod logging;
 pub mod machine;
 pub mod model;
 pub mod operation;

@@ -5,15 +5,16 @@
 //! Flags win over the file. Each room takes its own part of [`Settings`] and no other.
 
 use crate::model::SafePath;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+mod check;
 mod load;
-pub use load::{ConfigError, Overrides, load};
+pub use load::{ConfigError, DEFAULT_FILE, Overrides, load};
 
 /// All settings, validated. Durations carry their unit in their name; sizes theirs.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     pub world: World,
@@ -28,7 +29,7 @@ pub struct Settings {
 }
 
 /// Which worlds the daemon works on.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct World {
     pub toolstack: ToolstackChoice,
@@ -36,7 +37,7 @@ pub struct World {
     pub host: WorldChoice,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ToolstackChoice {
     Auto,
@@ -44,7 +45,7 @@ pub enum ToolstackChoice {
     Sim,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorldChoice {
     Linux,
@@ -52,7 +53,7 @@ pub enum WorldChoice {
 }
 
 /// Where state lies and how much disk it may use.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct State {
     /// The store, the ledger, certificates, the password's hash.
@@ -63,7 +64,7 @@ pub struct State {
     pub cache_mib: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Wire {
     pub listen: SocketAddr,
@@ -93,7 +94,7 @@ pub struct Wire {
 }
 
 /// The Oracle VM release whose manner the answers follow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Dialect {
     #[serde(rename = "3.2")]
     V32,
@@ -102,14 +103,14 @@ pub enum Dialect {
 }
 
 /// What the password may do once a manager owns the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PasswordAfterOwnership {
     Admin,
     None,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Access {
     pub password_after_ownership: PasswordAfterOwnership,
@@ -118,7 +119,7 @@ pub struct Access {
     pub max_failures_per_minute: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Jobs {
     /// Jobs accepted and not yet ended; a further one is refused.
@@ -136,14 +137,14 @@ pub struct Jobs {
     pub wait_limit_s: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Events {
     /// Events kept.
     pub history: usize,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vm {
     /// Disks lie below this folder: `<repositories>/<repo id>/VirtualDisks/…`.
@@ -158,14 +159,14 @@ pub struct Vm {
     pub discovery_interval_s: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     pub level: LogLevel,
     pub format: LogFormat,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     Error,
@@ -175,7 +176,7 @@ pub enum LogLevel {
     Trace,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// journald when systemd started us, text otherwise.

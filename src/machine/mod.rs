@@ -4,6 +4,7 @@
 
 pub mod files;
 pub mod linux;
+pub mod memory;
 pub mod sim;
 
 use crate::model::{Bytes, KiB, Timestamp};
