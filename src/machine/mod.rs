@@ -66,6 +66,20 @@ pub struct Dmi {
     pub chassis_type: String,
     pub board_manufacturer: String,
     pub board_product: String,
+    /// The tables as the firmware left them; empty where they cannot be read.
+    #[serde(default)]
+    pub tables: DmiTables,
+}
+
+/// The raw SMBIOS tables (/sys/firmware/dmi/tables).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct DmiTables {
+    /// From the entry point: `2.4.0`.
+    pub version: String,
+    /// The longest structure, as a 2.x entry point tells; 0: not told.
+    pub max_structure_bytes: u16,
+    /// The structures, at most 64 KiB.
+    pub bytes: Vec<u8>,
 }
 
 /// One of /sys/class/scsi_host, its attributes by file name, in order of the name.
