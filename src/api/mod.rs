@@ -1,1 +1,258 @@
-//! (being built)
+//! The verb table: every verb's name, typed parameters, role and help, and what it does: a read, a job, or a
+//! signal. Here the wire's values become typed parameters, and typed results become values; nothing below knows
+//! the wire's form, nothing here knows how a thing is done.
+//!
+//! A call's way: the verb is found, the caller's role and the parameters are checked, then a read is answered
+//! at once, and a change is planned and submitted as a job. The dialect's synchronous callers wait for the job's
+//! end, at most the settings' `jobs.wait_limit_s`, and are then told its number; the job goes on.
+//!
+//! One file per family. `verb` says what a verb is, `arguments` and `value` convert, `fault` has the table of
+//! faults, `vm_form` and `vm_show` read and write the dialect's VMs, `document` its XML documents.
+
+pub mod arguments;
+mod common;
+pub mod document;
+mod event;
+pub mod fault;
+mod fragments;
+mod host;
+mod job;
+mod ownership;
+mod power;
+mod system;
+pub mod value;
+pub mod verb;
+mod vm;
+mod vm_form;
+mod vm_show;
+
+use crate::job::{Engine, JobRecord, JobState, Options};
+use crate::model::{JobId, Timestamp};
+use crate::operation::Operations;
+use crate::operation::plan::Plan;
+use crate::wire::{Answer, Call, Caller, Fault, Handler, Value};
+use crate::xen::HypervisorInfo;
+use arguments::Arguments;
+use fault::{ApiFault, Result};
+use fragments::Fragments;
+use futures_util::future::{BoxFuture, FutureExt};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+use verb::{Kind, Origin, Verb};
+
+/// Figures that change without anybody's doing (CPU time) may be this old in an answer.
+const SAMPLE_AGE: Duration = Duration::from_secs(1);
+
+pub struct Api {
+    pub(crate) operations: Arc<Operations>,
+    engine: Engine,
+    verbs: BTreeMap<&'static str, Verb>,
+    fragments: Fragments,
+    /// When the domains were last read as a whole. Held across the reading, so that many callers cause one.
+    sampled: tokio::sync::Mutex<Option<Instant>>,
+    host_cpus: AtomicU32,
+    hypervisor: Mutex<Option<Arc<HypervisorInfo>>>,
+    /// What the wire and the certificates tell of themselves; the composition root knows.
+    about: Arc<dyn About>,
+}
+
+/// What the composition root knows and verbs tell.
+pub trait About: Send + Sync + 'static {
+    /// The server certificate that is served.
+    fn certificate(&self) -> std::result::Result<Certificate, String>;
+    fn plain_http(&self) -> bool;
+    /// Calls answered so far, connections now.
+    fn wire_counts(&self) -> (u64, u64);
+}
+
+/// A certificate, for people.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    pub subject: String,
+    pub issuer: String,
+    pub serial: String,
+    pub not_before: String,
+    pub not_after: String,
+    /// SHA-256 of the DER, lower-case hex.
+    pub fingerprint: String,
+    pub ca_fingerprint: String,
+    pub pem: String,
+    pub ca_pem: String,
+}
+
+impl Api {
+    pub fn new(operations: Arc<Operations>, engine: Engine, about: Arc<dyn About>) -> Self {
+        let families = common::verbs()
+            .chain(system::verbs())
+            .chain(host::verbs())
+            .chain(ownership::verbs())
+            .chain(vm::verbs())
+            .chain(power::verbs())
+            .chain(job::verbs())
+            .chain(event::verbs());
+        Self {
+            operations,
+            engine,
+            verbs: families.map(|verb| (verb.name, verb)).collect(),
+            fragments: Fragments::default(),
+            sampled: tokio::sync::Mutex::new(None),
+            host_cpus: AtomicU32::new(0),
+            hypervisor: Mutex::new(None),
+            about,
+        }
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn host_cpus(&self) -> u32 {
+        self.host_cpus.load(Ordering::Relaxed)
+    }
+
+    /// The hypervisor as it was told last; asked once.
+    async fn hypervisor(&self) -> Option<Arc<HypervisorInfo>> {
+        let known = self.hypervisor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if known.is_some() {
+            return known;
+        }
+        let info = Arc::new(self.operations.toolstack.info().await.ok()?);
+        self.host_cpus.store(info.nr_cpus, Ordering::Relaxed);
+        *self.hypervisor.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&info));
+        Some(info)
+    }
+
+    /// Reads all domains if the last reading is too old. If the toolstack does not answer, what was last seen
+    /// is what there is to tell.
+    async fn fresh_sample(&self) {
+        let mut sampled = self.sampled.lock().await;
+        if sampled.is_some_and(|at| at.elapsed() < SAMPLE_AGE) {
+            return;
+        }
+        self.hypervisor().await;
+        match self.operations.toolstack.list().await {
+            Ok(domains) => {
+                self.operations.look_at(domains);
+                *sampled = Some(Instant::now());
+            }
+            Err(error) => tracing::warn!(%error, "the domains cannot be listed; answering with what was last seen"),
+        }
+    }
+
+    fn verb(&self, name: &str) -> Result<&Verb> {
+        self.verbs.get(name).ok_or_else(|| {
+            let near = self.verbs.keys().filter(|known| near(known, name)).copied().collect::<Vec<_>>();
+            let hint = if near.is_empty() { "system.listMethods lists all".to_owned() } else { format!("did you mean {}?", near.join(", ")) };
+            ApiFault::new("UNKNOWN_VERB", format!("there is no verb {}; {hint}", crate::model::excerpt(name)))
+        })
+    }
+
+    fn permit(verb: &Verb, caller: &Caller) -> Result<()> {
+        if caller.role >= verb.role {
+            return Ok(());
+        }
+        let text = format!("{} needs the role {:?}; the caller has {:?}", verb.name, verb.role, caller.role);
+        Err(ApiFault::new("NOT_PERMITTED", text.to_lowercase()))
+    }
+
+    async fn answer(&self, verb: &Verb, params: Vec<Value>, caller: &Caller) -> Result<Answer> {
+        Self::permit(verb, caller)?;
+        match verb.kind {
+            Kind::Read(read) => read(self, &Arguments::check(verb.name, verb.params, params)?, caller).await,
+            Kind::Signal(signal) => {
+                let arguments = Arguments::check(verb.name, verb.params, params)?;
+                let answer = signal(self, &arguments, caller).await;
+                let outcome = answer.as_ref().map_or_else(|f| f.name.as_str(), |_| "done");
+                tracing::info!(verb = verb.name, %caller, outcome, "signal");
+                answer
+            }
+            Kind::Job(_, answer) => {
+                let id = self.submit(verb, params, caller, Options::default()).await?;
+                Ok(answer(&*self.finished(id).await?).into())
+            }
+        }
+    }
+
+    /// Plans a change and hands it to the engine.
+    async fn submit(&self, verb: &Verb, params: Vec<Value>, caller: &Caller, options: Options) -> Result<JobId> {
+        let shown = masked(verb, &params);
+        let plan = self.plan(verb, params, caller).await?;
+        let mut submission = self.operations.submission(verb.name, &caller.to_string(), plan, options);
+        submission.params = shown;
+        let id = self.engine.submit(submission).await?;
+        tracing::info!(job = %id, verb = verb.name, %caller, "job accepted");
+        Ok(id)
+    }
+
+    async fn plan(&self, verb: &Verb, params: Vec<Value>, caller: &Caller) -> Result<Plan> {
+        let Kind::Job(planner, _) = verb.kind else {
+            let text = format!("{} is a {}; only changes are jobs", verb.name, verb.kind_name());
+            return Err(ApiFault::new("NOT_A_JOB", text));
+        };
+        let arguments = Arguments::check(verb.name, verb.params, params)?;
+        planner(self, &arguments, caller).await
+    }
+
+    /// Waits for a job's success, no longer than the dialect's clients would.
+    async fn finished(&self, id: JobId) -> Result<Arc<JobRecord>> {
+        let limit = Duration::from_secs(self.operations.settings.jobs.wait_limit_s);
+        let record = self.engine.wait(id, limit).await?;
+        let record = record.ok_or_else(|| ApiFault::new("JOB_NOT_FOUND", format!("job {id} is gone")))?;
+        match record.state {
+            JobState::Succeeded => Ok(record),
+            state if state.is_terminal() => {
+                let fault = record.fault.clone().map(ApiFault::from);
+                let fault = fault.unwrap_or_else(|| ApiFault::new("INTERNAL", "it failed without a word"));
+                Err(ApiFault { text: format!("{} (job {id})", fault.text), ..fault })
+            }
+            _ => {
+                let text = format!("job {id} is still {} after {} s and goes on; job_wait({id}, …) waits for it", record.state.as_str(), limit.as_secs());
+                Err(ApiFault::new("JOB_STILL_RUNNING", text))
+            }
+        }
+    }
+}
+
+/// The parameters as a job shows them. What goes to a guest may be anything, so only its keys are kept.
+fn masked(verb: &Verb, params: &[Value]) -> serde_json::Value {
+    let list = verb.params.iter().zip(params).map(|(param, value)| match value {
+        Value::Struct(map) if verb.name == "send_to_guest" => serde_json::Value::from(map.keys().cloned().collect::<Vec<_>>()),
+        value => {
+            let named = Value::Struct(std::iter::once((param.name.to_owned(), value.clone())).collect());
+            value::to_json_masked(&named)[param.name].clone()
+        }
+    });
+    serde_json::Value::Array(list.collect())
+}
+
+/// Whether a name could be a slip for another: the same letters but for case and underscores, or one contains
+/// the other.
+fn near(known: &str, name: &str) -> bool {
+    let plain = |s: &str| s.replace(['_', '-', '.'], "").to_ascii_lowercase();
+    let (known, name) = (plain(known), plain(name));
+    name.len() >= 4 && name.len() <= 64 && (known == name || known.contains(&name) || name.contains(&known))
+}
+
+impl Handler for Api {
+    fn call(&self, call: Call) -> BoxFuture<'_, std::result::Result<Answer, Fault>> {
+        async move {
+            let dialect = self.operations.settings.dialect;
+            let verb = match self.verb(&call.method) {
+                Ok(verb) => verb,
+                // The dialect's clients know an unknown method by code 1.
+                Err(fault) => return Err(fault.on_wire(true, dialect)),
+            };
+            let started = Timestamp::now();
+            let answer = self.answer(verb, call.params, &call.caller).await;
+            if let Err(fault) = &answer {
+                let took_ms = Timestamp::now().0.saturating_sub(started.0);
+                tracing::debug!(verb = verb.name, caller = %call.caller, fault = fault.name, took_ms, "call failed");
+            }
+            answer.map_err(|fault| fault.on_wire(verb.origin == Origin::Dialect, dialect))
+        }
+        .boxed()
+    }
+}

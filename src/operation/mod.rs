@@ -154,6 +154,13 @@ impl Operations {
         self.access.policy_changed(password.as_deref(), &self.host_record());
     }
 
+    /// Takes over a reading of all domains; the observer looks at what it may mean.
+    pub fn look_at(&self, domains: Vec<crate::xen::DomainInfo>) {
+        if !self.vms.observe(domains).is_empty() {
+            self.look_again.notify_one();
+        }
+    }
+
     /// A plan as the engine takes it.
     pub fn submission(&self, verb: &str, caller: &str, plan: plan::Plan, mut options: Options) -> Submission {
         options.essential |= plan.essential;

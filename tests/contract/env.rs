@@ -42,7 +42,7 @@ pub fn small_guest() -> DomainConfig {
         vm,
         name: VmName::parse(&format!("contract-{vm}")).unwrap(),
         guest: GuestType::Pv,
-        boot: Boot::Pygrub { args: Text::parse("").unwrap() },
+        boot: Boot::Pygrub { args: dom0d::xen::config::PygrubArgs::default(), extra: Text::default() },
         memory: MiB(64),
         max_memory: MiB(128),
         vcpus: 1,
