@@ -1,0 +1,13 @@
+//! The dialect's XML documents, made of facts: pure, no I/O.
+//!
+//! Names, order and writing of the elements are those of the recorded answers (docs of the wire), since clients
+//! look values up by element name and compare them as text: booleans are `True`/`False` (but
+//! `Is_Current_Master` is `true`/`false`), ids are hex with colons. What we tell beyond the dialect stands
+//! behind what it knows. Text that XML cannot hold is left out, the rest escaped.
+
+mod hardware;
+mod server;
+mod xml;
+
+pub use hardware::{HardwareDocument, discover_hardware};
+pub use server::{CAPABILITIES, Capability, ServerDocument, discover_server};
