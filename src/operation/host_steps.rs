@@ -3,7 +3,7 @@
 use super::step::Step;
 use super::{Operations, PASSWORD, fault, plan};
 use crate::event::{Event, Severity};
-use crate::host::record::{HOST, HostRecord};
+use crate::host::record::{HOST, HOST_KEY, HostRecord};
 use crate::job::{JobFault, JobState, Options, Outcome, StepContext};
 use crate::machine::TimeZone;
 use crate::model::{SafePath, Timestamp};
@@ -35,7 +35,7 @@ impl Operations {
                 self.machine.enable_ntp(enabled).await.map_err(fault::machine)?;
                 Ok(Outcome::done())
             }
-            Step::PutHost { record, event } => self.put_host(*record, &event, context),
+            Step::PutHost { before, record, event } => self.put_host(&before, *record, &event, context),
             Step::SetPassword { hash } => self.password_outcome(hash, context),
             Step::RenewCertificate {} => self.renew_certificate(context).await,
             Step::StopAllVms {} => self.stop_all_vms(context).await,
@@ -62,9 +62,13 @@ impl Operations {
         Ok(Outcome::done())
     }
 
-    fn put_host(&self, record: HostRecord, event: &str, context: &StepContext) -> Result<Outcome> {
+    fn put_host(&self, before: &HostRecord, record: HostRecord, event: &str, context: &StepContext) -> Result<Outcome> {
+        if *self.host_record() != *before {
+            let text = "the host's record was changed by somebody else meanwhile; look at it and ask again";
+            return Err(JobFault::refusal("CONFLICT", text));
+        }
         let mut writes = Txn::new();
-        writes.put(&HOST, "host", &record);
+        writes.put(&HOST, HOST_KEY, &record);
         Event::new("host.changed", Severity::Info, "host", event).with_job(context.job).append_to(&mut writes);
         let then = self.hook(move |operations| operations.set_host(record));
         Ok(Outcome { writes, then, ..Outcome::default() })

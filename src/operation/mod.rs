@@ -18,7 +18,7 @@ mod vm_steps;
 
 use crate::config::Settings;
 use crate::event;
-use crate::host::record::{HOST, HostRecord};
+use crate::host::record::{HOST, HOST_KEY, HostRecord};
 use crate::job::{Engine, Options, Submission};
 use crate::kernel::Kernel;
 use crate::machine::Machine;
@@ -30,6 +30,24 @@ use crate::xen::Toolstack;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use tokio::sync::watch;
+
+/// A store that can be read only has none: then the host has this one for as long as the daemon lives.
+async fn first_host_record(store: &Store, machine: &dyn Machine) -> Result<HostRecord, StoreError> {
+    let uuid = match machine.facts().await {
+        Ok(facts) => facts.dmi.system_uuid,
+        Err(error) => {
+            tracing::warn!(%error, "the machine does not tell its UUID; the host gets a random one");
+            [0; 16]
+        }
+    };
+    let record = HostRecord::new(uuid);
+    let mut txn = Txn::essential();
+    txn.put(&HOST, HOST_KEY, &record);
+    match store.commit(txn).await {
+        Ok(_) | Err(StoreError::ReadOnly(_)) => Ok(record),
+        Err(error) => Err(error),
+    }
+}
 
 /// What a change of passwords, ownership or certificates means for those who serve callers. The composition
 /// root joins it to the wire.
@@ -49,8 +67,8 @@ pub struct Worlds {
     pub kernel: Arc<dyn Kernel>,
 }
 
-/// The password's hash (PHC text), beside the host's record and out of the ledger's way.
-const PASSWORD: crate::store::Table<String> = crate::store::Table::new("password", 1);
+/// The password's hash (PHC text).
+pub const PASSWORD: crate::store::Table<String> = crate::store::Table::new("password", 1);
 
 pub struct Operations {
     pub store: Store,
@@ -89,7 +107,10 @@ impl Operations {
         for (_, record) in store.scan(&VMS, crate::store::Range::all()).await? {
             vms.put(record);
         }
-        let host = store.get(&HOST, "host").await?.unwrap_or_default();
+        let host = match store.get(&HOST, HOST_KEY).await? {
+            Some(host) => host,
+            None => first_host_record(&store, &*worlds.machine).await?,
+        };
         let password = store.get(&PASSWORD, "oracle").await?;
         access.policy_changed(password.as_deref(), &host);
         Ok(Arc::new_cyclic(|this| Self {

@@ -9,7 +9,7 @@ use crate::event::{Event, Severity};
 use crate::job::Options;
 use crate::model::{Timestamp, VmId};
 use crate::vm::{Change, VmRecord};
-use crate::xen::{DomId, Observation, RunState};
+use crate::xen::{DomId, DomainInfo, Observation, RunState};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +81,12 @@ impl Observer {
                 for change in changes {
                     self.changed(change).await;
                 }
+                // A reading by somebody else may have taken the change away before us.
+                for domain in self.operations.vms.domains() {
+                    if domain.record.is_none() {
+                        self.report_unknown(&domain.info).await;
+                    }
+                }
                 self.dirty.extend(self.operations.vms.all().iter().map(|vm| vm.record.id()));
                 self.settle().await;
             }
@@ -97,15 +103,19 @@ impl Observer {
             _ if change.after.is_none() => {
                 self.told.remove(&info.domid);
             }
-            // Reported, never touched.
-            _ if info.domid != DomId(0) && self.told.insert(info.domid) => {
-                let text = format!("domain {} ({:?}) runs here and is no VM of ours", info.domid.0, info.name);
-                let event = Event::new("domain.unknown", Severity::Warning, "host", text);
-                if let Err(error) = self.operations.events.publish(&event).await {
-                    tracing::warn!(%error, "an event was not written");
-                }
-            }
-            _ => {}
+            _ => self.report_unknown(info).await,
+        }
+    }
+
+    /// Told once, never touched.
+    async fn report_unknown(&mut self, info: &DomainInfo) {
+        if info.domid == DomId(0) || !self.told.insert(info.domid) {
+            return;
+        }
+        let text = format!("domain {} ({:?}) runs here and is no VM of ours", info.domid.0, info.name);
+        let event = Event::new("domain.unknown", Severity::Warning, "host", text);
+        if let Err(error) = self.operations.events.publish(&event).await {
+            tracing::warn!(%error, "an event was not written");
         }
     }
 

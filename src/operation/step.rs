@@ -48,7 +48,8 @@ pub enum Step {
     SetTimezone { name: String, rtc_utc: bool },
     SetNtp { servers: Vec<String>, local_time_source: bool, allow_query: bool },
     EnableNtp { enabled: bool },
-    PutHost { record: Box<HostRecord>, event: String },
+    /// Only if the record is still `before`: two managers may plan at the same time.
+    PutHost { before: Box<HostRecord>, record: Box<HostRecord>, event: String },
     SetPassword { hash: String },
     RenewCertificate {},
     /// Stops every VM, each as a child job.
