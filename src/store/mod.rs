@@ -87,3 +87,6 @@ pub enum Mode {
         why: String,
     },
 }
+
+#[cfg(test)]
+mod tests;
