@@ -20,13 +20,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long a dropped engine may hold its file; seen were some milliseconds.
+/// How long a dropped engine may hold its file.
 const LET_GO: Duration = Duration::from_secs(10);
 const HEAD_KEY: &[u8] = &[0];
 const ROW: u8 = 1;
 /// sled's own tree, which we do not use.
 const UNUSED_TREE: &str = "__sled__default";
-/// sled's default. Twice as much doubled the memory of a busy store and gained nothing.
+/// sled's default, written down since a store can only be opened with the size it was made with.
 const SEGMENT_BYTES: usize = 512 * 1024;
 
 pub(super) struct SledEngine {
@@ -54,6 +54,7 @@ impl SledEngine {
                 .segment_size(SEGMENT_BYTES)
                 .cache_capacity(cache_bytes)
                 .flush_every_ms(None)
+                // HighThroughput measured the same within noise, in speed and in space.
                 .mode(sled::Mode::LowSpace)
                 .open()
                 .map_err(translate)?;
