@@ -2,6 +2,9 @@
 //! folder, and death at any moment. The rule in all: what was acknowledged is there, or the store says that it
 //! was rebuilt and holds what the ledger held; never a panic, never silently something else.
 
+// Clippy knows test functions, not their helpers; all of this file is a test.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use dom0d::store::{
     FaultPoint, FaultWhen, Mode, OpenError, Opened, Options, Range, Recovered, Store, StoreError, Table, Txn,
     tools,

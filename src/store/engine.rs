@@ -2,7 +2,7 @@
 //!
 //! An engine is blocking and knows nothing of envelopes, numbers or types. Each table has rows (any non-empty
 //! key) and one *head*, a record that no row can collide with. A batch is all or nothing. Two bodies:
-//! `sled_engine` and `memory`; both must pass the contract in `engine/contract` (tests).
+//! `sled_engine` and `memory`; both must pass the contract in `tests`.
 
 use super::StoreError;
 use std::collections::BTreeMap;

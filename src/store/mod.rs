@@ -7,8 +7,19 @@
 //!
 //! sled is used as measured (it does not fsync, panics on some damage, blocks): one writer thread with group
 //! commit and an own `fdatasync`, values in envelopes with version and checksum, the commit number written into
-//! every table a transaction touches and compared at open, `open` under `catch_unwind`. Nothing outside this
-//! room knows that sled exists; `memory` is the body for tests in virtual time.
+//! every table a transaction touches and compared at open, `open` under `catch_unwind`. Nothing outside
+//! `sled_engine` knows that sled exists; `memory` is the body for tests in virtual time.
+//!
+//! ```text
+//! callers --commit--> places (1,024) --> writer thread --> core: numbers, heads, one batch --> engine
+//!         --get/scan--> blocking threads, 2 for rows and 2 for pages ----------------------------^
+//!                                          writer --wakes--> ledger thread --> ledger.{0,1}.json
+//! ```
+//!
+//! Who finds which damage: the engine, what breaks its pages; heads, a torn batch; each table's count and sum,
+//! rows that went missing or back; ledger and witness, a whole store that went back. Opening looks at heads
+//! always and at rows of ledger tables and small tables; `tools::check` looks at all rows. What the store does not
+//! do: keep snapshots for readers, know what its tables mean, or repair anything but by rebuilding.
 
 mod core;
 mod engine;
@@ -87,3 +98,6 @@ pub enum Mode {
         why: String,
     },
 }
+
+#[cfg(test)]
+mod tests;
