@@ -248,13 +248,9 @@ fn dev_address() -> SocketAddr {
 fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
     const WORKERS: usize = 2;
     const BLOCKING: usize = 16;
-    // Deep recursion does not exist here (the codec has a stack of its own), so 2 MiB per thread are not needed;
-    // argon2 and sled run on blocking threads well within this.
-    const STACK_BYTES: usize = 1024 * 1024;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)
-        .thread_stack_size(STACK_BYTES)
         .thread_name("dom0d")
         .enable_all()
         .build()
