@@ -297,10 +297,12 @@ async fn a_watch_ends_well_when_it_was_told_to() {
         .then("event_wait", Reply::Late(nothing.clone()))
         .then("event_wait", Reply::Unreachable)
         .then("event_wait", Reply::Late(nothing.clone()))
+        .then("event_wait", Reply::Late(nothing.clone()))
         .then("event_wait", Reply::Late(nothing));
     let ran = ctl(&fake, &["--timeout", "65", "event", "watch", "--since", "7"]).await;
     asserted(&ran, Exit::Ok);
     assert_eq!((fake.params(0), fake.params(3)), (json!([7, 30]), json!([7, 4])));
+    assert_eq!(fake.params(4), json!([7, 1]));
     assert_eq!(ran.stdout, "");
 }
 
