@@ -1,0 +1,108 @@
+//! What drivers hold: a way to the world, in this process or in another. Each call ends by its deadline.
+
+use super::engine::Outcome;
+use super::remote::Remote;
+use super::{
+    Answer, Audit, Behaviour, Engine, Observation, Options, Reason, Request, Result, Rule, WorldError,
+};
+use crate::model::VmId;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// For the requests of tests and owners, which nothing delays.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Cheap to clone; all clones speak to the same world.
+#[derive(Debug, Clone)]
+pub struct Handle(Way);
+
+#[derive(Debug, Clone)]
+enum Way {
+    InProcess(Arc<Engine>),
+    Remote(Arc<Remote>),
+}
+
+impl Handle {
+    /// A world of its own in this process, in tokio's time; gone when the last handle is. Must be called
+    /// within a tokio runtime.
+    pub fn in_process(options: Options) -> Self {
+        Self(Way::InProcess(Engine::start(options)))
+    }
+
+    /// The world's process behind this socket. Connects in the background, and again whenever the connection
+    /// breaks. Must be called within a tokio runtime.
+    pub fn remote(socket: &Path) -> Self {
+        Self(Way::Remote(Arc::new(Remote::start(socket.to_owned()))))
+    }
+
+    /// `Timeout`: the effect is unknown, and may still come.
+    pub async fn call(&self, request: Request, timeout: Duration) -> Result<Answer> {
+        let call = async {
+            match &self.0 {
+                Way::InProcess(engine) => call_in_process(engine.clone(), request).await,
+                Way::Remote(remote) => remote.call(request).await,
+            }
+        };
+        tokio::time::timeout(timeout, call).await.unwrap_or(Err(WorldError::Timeout))
+    }
+
+    /// Observations from now on; `Everything` on each new connection, or for a slow reader.
+    pub fn observe<T: From<Observation> + Send + 'static>(&self) -> mpsc::Receiver<T> {
+        match &self.0 {
+            Way::InProcess(engine) => engine.observe(),
+            Way::Remote(remote) => remote.observe(),
+        }
+    }
+
+    async fn control(&self, request: Request) -> Result<()> {
+        self.call(request, CONTROL_TIMEOUT).await.map(|_| ())
+    }
+
+    /// `vm` `None`: the default for all VMs without one of their own.
+    pub async fn set_behaviour(&self, vm: Option<VmId>, behaviour: Behaviour) -> Result<()> {
+        self.control(Request::SetBehaviour { vm, behaviour }).await
+    }
+
+    /// The VM's guest ends now, by itself.
+    pub async fn end_guest(&self, vm: VmId, reason: Reason) -> Result<()> {
+        self.control(Request::EndGuest { vm, reason }).await
+    }
+
+    pub async fn add_rule(&self, rule: Rule) -> Result<()> {
+        self.control(Request::AddRule { rule }).await
+    }
+
+    pub async fn clear_rules(&self) -> Result<()> {
+        self.control(Request::ClearRules).await
+    }
+
+    pub async fn audit(&self) -> Result<Audit> {
+        match self.call(Request::Audit, CONTROL_TIMEOUT).await? {
+            Answer::Audit(audit) => Ok(*audit),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Ends the world's process and all domains with it. A world in this process ends with its handles.
+    pub async fn end_world(&self) -> Result<()> {
+        self.control(Request::EndWorld).await
+    }
+}
+
+/// What was begun is finished even if the caller stops waiting, as in a world of another process.
+async fn call_in_process(engine: Arc<Engine>, request: Request) -> Result<Answer> {
+    let served = tokio::spawn(async move { engine.serve(request).await }).await;
+    match served {
+        Ok(Outcome::Answer(result)) => result,
+        Ok(Outcome::Lost) => Err(WorldError::Unreachable("the connection broke".to_owned())),
+        Ok(Outcome::Never) => std::future::pending().await,
+        Err(_) => Err(WorldError::Failed("the simulated world failed".to_owned())),
+    }
+}
+
+/// The world answered something that the request does not ask for.
+pub(crate) fn unexpected() -> WorldError {
+    WorldError::Failed("the simulated world gave an answer of another kind".to_owned())
+}

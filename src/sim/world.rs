@@ -1,0 +1,352 @@
+//! The world as a pure state machine: a request and the time go in, an answer and observations come out.
+//!
+//! Invariants, which `tests.rs` holds with random requests: memory given to domains never exceeds what there
+//! is; no VM has two domains that run; a domid is not used again before the numbers wrap.
+
+use super::domain::{Domain, attach, detach};
+use super::host::{Host, PowerChange};
+use super::script::Script;
+use super::{
+    Answer, Audit, Behaviour, DomainView, Effect, Fate, HypervisorView, Observation, Reason, Request, Result,
+    State, WorldError,
+};
+use crate::model::{KiB, MiB, Timestamp, VmId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+
+/// Behaviours kept for single VMs.
+const MAX_BEHAVIOURS: usize = 65_536;
+
+/// What the world is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Of the whole machine; dom0 takes an eighth, at most 2 GiB.
+    pub memory: MiB,
+    pub cpus: u32,
+    /// Makes the machine's UUID and boot ids: the same number, the same machine.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { memory: MiB(64 * 1024), cpus: 16, seed: 1 }
+    }
+}
+
+#[derive(Debug)]
+pub struct World {
+    pub(super) options: Options,
+    pub(super) started: Timestamp,
+    pub(super) domains: BTreeMap<u32, Domain>,
+    pub(super) next_domid: u32,
+    /// By VM: a lookup that 1,000 domains make worth keeping.
+    pub(super) by_vm: HashMap<VmId, Vec<u32>>,
+    pub(super) default_behaviour: Behaviour,
+    pub(super) behaviours: HashMap<VmId, Behaviour>,
+    pub(super) script: Script,
+    pub(super) host: Host,
+    pub(super) audit: Audit,
+    pub(super) observed: Vec<Observation>,
+}
+
+impl World {
+    pub fn new(options: Options, now: Timestamp) -> Self {
+        Self {
+            options,
+            started: now,
+            domains: BTreeMap::new(),
+            next_domid: 1,
+            by_vm: HashMap::new(),
+            default_behaviour: Behaviour::default(),
+            behaviours: HashMap::new(),
+            script: Script::default(),
+            host: Host::new(options.seed, now),
+            audit: Audit::default(),
+            observed: Vec::new(),
+        }
+    }
+
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// What the script says of this request. Uses up the rule.
+    pub fn fate(&mut self, request: &Request) -> Fate {
+        let Some(kind) = request.kind() else { return Fate::Do };
+        let by_domid = || request.domid().and_then(|d| self.domains.get(&d)).map(|d| d.spec.vm);
+        let vm = request.vm().or_else(by_domid);
+        self.script.fate(kind, vm)
+    }
+
+    /// The next moment at which something happens by itself.
+    pub fn next_event_at(&self) -> Option<Timestamp> {
+        let guests = self.domains.values().filter_map(Domain::next_event_at);
+        guests.chain(self.host.pending.map(|(at, _)| at)).min()
+    }
+
+    /// Lets everything happen that was to happen until `now`.
+    pub fn advance(&mut self, now: Timestamp) -> Vec<Observation> {
+        let ended: Vec<(u32, Reason)> = self
+            .domains
+            .values_mut()
+            .filter_map(|d| d.advance(now).map(|reason| (d.domid, reason)))
+            .collect();
+        for (domid, reason) in ended {
+            self.note_end(domid, reason, now);
+        }
+        if let Some(change) = self.host.advance(now) {
+            self.lose_all_domains(change, now);
+        }
+        std::mem::take(&mut self.observed)
+    }
+
+    /// Does one request. Those that need a file (`Save`, `Restore`, `DumpCore`) are the engine's: it calls
+    /// [`World::image`], [`World::finish_save`], [`World::restore`] and [`World::finish_dump`] around its I/O.
+    pub fn apply(&mut self, request: Request, now: Timestamp) -> (Result<Answer>, Vec<Observation>) {
+        let mut observed = self.advance(now);
+        let answer = self.answer(request, now);
+        observed.append(&mut self.observed);
+        (answer, observed)
+    }
+
+    pub(super) fn answer(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
+        match request {
+            Request::Info => Ok(Answer::Info(self.info())),
+            Request::List => Ok(Answer::Domains(self.list(now))),
+            Request::Get { domid: 0 } => Ok(Answer::Domain(Some(self.dom0(now)))),
+            Request::Get { domid } => Ok(Answer::Domain(self.domains.get(&domid).map(|d| d.view(now)))),
+            Request::Find { vm } => Ok(Answer::Domain(self.find(vm).map(|d| d.view(now)))),
+            Request::Create { spec, paused } => self.create(*spec, paused, now).map(Answer::DomId),
+            Request::Destroy { domid } => self.destroy(domid, now),
+            Request::Shutdown { domid } => self.ask_to_end(domid, Reason::Poweroff, now),
+            Request::Reboot { domid } => self.ask_to_end(domid, Reason::Reboot, now),
+            Request::Pause { domid } => self.pause(domid, now),
+            Request::Unpause { domid } => self.unpause(domid, now),
+            Request::Save { .. } | Request::Restore { .. } | Request::DumpCore { .. } => {
+                Err(WorldError::Failed("this needs a disk, which a world alone has not".to_owned()))
+            }
+            Request::Export { domid } => self.export(domid, now),
+            Request::EndExport { domid, gone } => self.end_export(domid, gone, now),
+            Request::Import { image } => self.import(*image, now).map(Answer::DomId),
+            Request::EndImport { domid, paused } => self.end_import(domid, paused, now),
+            Request::Config { domid } => self.domain(domid).map(|d| Answer::Config(Box::new(d.spec.clone()))),
+            Request::SetBehaviour { vm, behaviour } => self.set_behaviour(vm, behaviour),
+            Request::EndGuest { vm, reason } => self.end_guest(vm, reason, now),
+            Request::GuestStore { domid } => self.domain(domid).map(|d| Answer::Pairs(d.guest_store.clone())),
+            Request::AddRule { rule } => self.script.add(rule).map(|()| Answer::Done),
+            Request::ClearRules => {
+                self.script.clear();
+                Ok(Answer::Done)
+            }
+            Request::Audit => Ok(Answer::Audit(Box::new(self.audit.clone()))),
+            Request::EndWorld => Ok(Answer::Done),
+            other if other.domid().is_some() => self.change(other, now),
+            other => self.answer_for_host(other, now),
+        }
+    }
+
+    /// Requests to the machine and the kernel under the domains.
+    pub(super) fn answer_for_host(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
+        match request {
+            Request::Host => {
+                let view = self.host.view(now, self.options.memory, self.options.cpus);
+                return Ok(Answer::Host(Box::new(view)));
+            }
+            Request::HostLog { max_bytes } => return Ok(Answer::Text(self.host.log_tail(max_bytes))),
+            Request::Links => return Ok(Answer::Links(self.links())),
+            Request::SetClock { time } => self.host.set_clock(now, time),
+            Request::SetZone { zone } => self.host.zone = zone,
+            Request::SetNtp { servers, local_time_source } => {
+                self.host.ntp.servers = servers;
+                self.host.ntp.local_time_source = local_time_source;
+            }
+            Request::EnableNtp { enabled } => self.host.ntp.running = enabled,
+            Request::HostReboot => self.host.request_power(now, PowerChange::Reboot),
+            Request::HostPowerOff => self.host.request_power(now, PowerChange::Off),
+            _ => return Err(WorldError::Failed("not a request to the machine".to_owned())),
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Requests that change something about one domain that lives.
+    pub(super) fn change(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
+        let free = self.free_memory();
+        let domain = self.domain_mut(request.domid().unwrap_or(0))?;
+        domain.must_live()?;
+        let vm = domain.spec.vm;
+        let what = match request {
+            Request::AttachDisk { disk, .. } => {
+                attach(&mut domain.spec.disks, disk)?;
+                "attach disk"
+            }
+            Request::DetachDisk { key, .. } => {
+                detach(&mut domain.spec.disks, &key)?;
+                "detach disk"
+            }
+            Request::AttachVif { vif, .. } => {
+                attach(&mut domain.spec.vifs, vif)?;
+                "attach vif"
+            }
+            Request::DetachVif { key, .. } => {
+                detach(&mut domain.spec.vifs, &key)?;
+                "detach vif"
+            }
+            Request::SetVcpus { online, .. } => {
+                let max = domain.spec.max_vcpus;
+                if online == 0 || online > max {
+                    return Err(WorldError::BadState(format!("1 to {max} virtual CPUs can be online")));
+                }
+                domain.online_vcpus = online;
+                domain.spec.vcpus = online;
+                "set vcpus"
+            }
+            Request::SetMemory { target, .. } => {
+                let max = domain.spec.max_memory;
+                if target.0 == 0 || target > max {
+                    return Err(WorldError::BadState(format!("memory can be at most {max}")));
+                }
+                let more = target.0.saturating_sub(domain.spec.memory.0);
+                if more > free.0 {
+                    return Err(WorldError::OutOfMemory { needed: MiB(more), free });
+                }
+                domain.spec.memory = target;
+                "set memory"
+            }
+            Request::SetScheduling { weight, cap, .. } => {
+                domain.spec.weight = weight;
+                domain.spec.cap = cap;
+                "set scheduling"
+            }
+            Request::SendToGuest { key, value, .. } => {
+                domain.send(key, value)?;
+                "send to guest"
+            }
+            Request::Sysrq { domid, letter } => return self.sysrq(domid, letter, now),
+            Request::Trigger { domid, trigger } => return self.trigger(domid, trigger, now),
+            _ => return Err(WorldError::Failed("not a change of a domain".to_owned())),
+        };
+        let domid = domain.domid;
+        self.note(now, Some(vm), Some(domid), what);
+        Ok(Answer::Done)
+    }
+
+    // What there is.
+
+    pub(super) fn dom0_memory(&self) -> MiB {
+        MiB((self.options.memory.0 / 8).min(2048))
+    }
+
+    pub fn free_memory(&self) -> MiB {
+        let used: u64 = self.domains.values().map(|d| d.spec.memory.0).sum();
+        MiB(self.options.memory.0.saturating_sub(self.dom0_memory().0).saturating_sub(used))
+    }
+
+    pub(super) fn info(&self) -> HypervisorView {
+        HypervisorView {
+            total_memory: self.options.memory,
+            free_memory: self.free_memory(),
+            cpus: self.options.cpus,
+        }
+    }
+
+    pub(super) fn dom0(&self, now: Timestamp) -> DomainView {
+        DomainView {
+            domid: 0,
+            vm: None,
+            name: "Domain-0".to_owned(),
+            state: State::Running,
+            memory: KiB::from(self.dom0_memory()),
+            max_memory: KiB::from(self.dom0_memory()),
+            vcpus: self.options.cpus,
+            online_vcpus: self.options.cpus,
+            cpu_time_ns: now.0.saturating_sub(self.started.0).saturating_mul(100_000),
+            started: self.started,
+            vnc_port: None,
+        }
+    }
+
+    pub fn list(&self, now: Timestamp) -> Vec<DomainView> {
+        std::iter::once(self.dom0(now)).chain(self.domains.values().map(|d| d.view(now))).collect()
+    }
+
+    /// The VM's domain; of two, the one that is not in the middle of a migration.
+    pub(super) fn find(&self, vm: VmId) -> Option<&Domain> {
+        let of_vm = || self.by_vm.get(&vm).into_iter().flatten().filter_map(|d| self.domains.get(d));
+        of_vm().find(|d| !d.is_migrating()).or_else(|| of_vm().next())
+    }
+
+    pub(super) fn domain(&self, domid: u32) -> Result<&Domain> {
+        self.domains.get(&domid).ok_or_else(|| no_domain(domid))
+    }
+
+    pub(super) fn domain_mut(&mut self, domid: u32) -> Result<&mut Domain> {
+        self.domains.get_mut(&domid).ok_or_else(|| no_domain(domid))
+    }
+
+    pub(super) fn links(&self) -> Vec<super::Link> {
+        let vif = |domid: u32, n: usize| super::Link {
+            name: format!("vif{domid}.{n}"),
+            mac: Some("fe:ff:ff:ff:ff:ff".to_owned()),
+            up: true,
+            loopback: false,
+            addresses: Vec::new(),
+        };
+        let vifs = self.domains.values().flat_map(|d| (0..d.spec.vifs.len()).map(|n| vif(d.domid, n)));
+        let mut links: Vec<_> = Host::links().into_iter().chain(vifs).collect();
+        links.sort_by(|a, b| a.name.cmp(&b.name));
+        links
+    }
+
+    // Behaviours and the audit.
+
+    pub(super) fn behaviour(&self, vm: VmId) -> &Behaviour {
+        self.behaviours.get(&vm).unwrap_or(&self.default_behaviour)
+    }
+
+    pub(super) fn set_behaviour(&mut self, vm: Option<VmId>, behaviour: Behaviour) -> Result<Answer> {
+        let Some(vm) = vm else {
+            self.default_behaviour = behaviour;
+            return Ok(Answer::Done);
+        };
+        if self.behaviours.len() >= MAX_BEHAVIOURS {
+            return Err(WorldError::Failed("too many behaviours of single VMs".to_owned()));
+        }
+        self.behaviours.insert(vm, behaviour);
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn note(&mut self, at: Timestamp, vm: Option<VmId>, domid: Option<u32>, what: &'static str) {
+        self.host.log(at, what);
+        self.audit.note(Effect { at, vm, domid, what: what.to_owned() });
+    }
+
+    pub(super) fn note_change(&mut self, domid: u32, what: &'static str, now: Timestamp) {
+        let vm = self.domains.get(&domid).map(|d| d.spec.vm);
+        self.note(now, vm, Some(domid), what);
+        self.observed.push(Observation::Domain(domid));
+    }
+
+    pub(super) fn note_end(&mut self, domid: u32, reason: Reason, now: Timestamp) {
+        let what = match reason {
+            Reason::Poweroff => "end poweroff",
+            Reason::Reboot => "end reboot",
+            Reason::Suspend => "end suspend",
+            Reason::Crash => "end crash",
+            Reason::Watchdog => "end watchdog",
+        };
+        self.note_change(domid, what, now);
+    }
+
+    pub(super) fn note_running(&mut self, vm: VmId) {
+        let domids = self.by_vm.get(&vm).into_iter().flatten();
+        let running = domids.filter(|d| self.domains.get(d).is_some_and(Domain::is_executing)).count();
+        self.audit.note_running(vm, u32::try_from(running).unwrap_or(u32::MAX));
+    }
+}
+
+fn no_domain(domid: u32) -> WorldError {
+    if domid == 0 {
+        return WorldError::BadState("domain 0 is the host itself".to_owned());
+    }
+    WorldError::NoSuchDomain
+}

@@ -1,0 +1,93 @@
+//! The contract of the toolstack, held against every body that this machine can run: the simulated world in
+//! this process (in virtual time) and behind its socket (in real time). A body for real Xen is added here as
+//! one more environment.
+
+#![allow(clippy::unwrap_used, reason = "a test: a failure shall stop it")]
+
+#[path = "contract/env.rs"]
+mod env;
+#[path = "contract/toolstack.rs"]
+mod toolstack;
+
+use dom0d::model::{MiB, SafePath, VmId};
+use dom0d::sim::{Behaviour, Handle, Options, Reason, process};
+use dom0d::xen::sim::SimToolstack;
+use env::{Env, Guests, small_guest};
+use std::sync::Arc;
+use std::time::Duration;
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+struct SimGuests(Handle);
+
+#[async_trait::async_trait]
+impl Guests for SimGuests {
+    async fn ignore_shutdown(&self, vm: VmId) {
+        self.0.set_behaviour(Some(vm), Behaviour::deaf()).await.unwrap();
+    }
+
+    async fn crash(&self, vm: VmId) {
+        self.0.end_guest(vm, Reason::Crash).await.unwrap();
+    }
+}
+
+fn options() -> Options {
+    Options { memory: MiB(8192), ..Options::default() }
+}
+
+fn environment(here: Handle, there: Handle, dir: tempfile::TempDir) -> Env {
+    Env {
+        toolstack: Arc::new(SimToolstack::new(here.clone(), TIMEOUT)),
+        peer: Some(Arc::new(SimToolstack::new(there, TIMEOUT))),
+        guests: Some(Box::new(SimGuests(here))),
+        folder: SafePath::parse(dir.path().to_str().unwrap()).unwrap(),
+        config: small_guest,
+        patience: Duration::from_secs(10),
+        kept: Box::new(dir),
+    }
+}
+
+async fn in_process_world() -> Env {
+    let (here, there) = (Handle::in_process(options()), Handle::in_process(options()));
+    environment(here, there, tempfile::tempdir().unwrap())
+}
+
+async fn world_behind_a_socket() -> Env {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |name: &str| {
+        let socket = dir.path().join(name);
+        let path = socket.clone();
+        tokio::spawn(async move { process::serve(&path, options()).await });
+        socket
+    };
+    let (here, there) = (serve("here"), serve("there"));
+    while !here.exists() || !there.exists() {
+        tokio::task::yield_now().await;
+    }
+    environment(Handle::remote(&here), Handle::remote(&there), dir)
+}
+
+macro_rules! hold_in_process {
+    ($($rule:ident,)*) => {
+        mod simulated_in_virtual_time {
+            $(#[tokio::test(start_paused = true)]
+            async fn $rule() {
+                crate::toolstack::$rule(&crate::in_process_world().await).await;
+            })*
+        }
+    };
+}
+
+macro_rules! hold_behind_a_socket {
+    ($($rule:ident,)*) => {
+        mod simulated_behind_a_socket {
+            $(#[tokio::test]
+            async fn $rule() {
+                crate::toolstack::$rule(&crate::world_behind_a_socket().await).await;
+            })*
+        }
+    };
+}
+
+toolstack::rules!(hold_in_process);
+toolstack::rules!(hold_behind_a_socket);
