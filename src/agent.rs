@@ -1,7 +1,6 @@
 //! (placeholder: the lead replaces this file) The composition root.
 
 use crate::config::{Overrides, Settings};
-use crate::model::MiB;
 use crate::store::FaultPoint;
 use std::path::PathBuf;
 
@@ -30,9 +29,4 @@ pub enum StartError {
 /// Runs the daemon until it is told to stop.
 pub async fn run(_start: Start) -> Result<(), StartError> {
     Err(StartError::Failed("the agent is not joined yet".to_owned()))
-}
-
-/// Runs the simulated world as a process of its own, until nobody needs it any more.
-pub async fn simulated_world(_socket: PathBuf, _memory: MiB) -> Result<(), StartError> {
-    Err(StartError::Failed("the simulated world is not joined yet".to_owned()))
 }

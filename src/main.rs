@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use dom0d::agent::{self, Start};
 use dom0d::config::{self, LogFormat, Overrides, Settings, ToolstackChoice, WorldChoice};
 use dom0d::store::{FaultPoint, FaultWhen};
-use dom0d::{logging, machine, model::MiB};
+use dom0d::{logging, machine, model::MiB, sim};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -124,9 +124,10 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     if let Some(Command::SimulatedWorld { socket, memory_mib }) = cli.command {
-        // Its log goes where its parent's goes; warnings are all that interests there.
-        logging::init(config::LogLevel::Warn, LogFormat::Text).map_err(start_failure)?;
-        return block_on(agent::simulated_world(socket, MiB(memory_mib)))?.map_err(start_failure);
+        // It has a log of its own, of a few lines, on its stderr.
+        logging::init(config::LogLevel::Info, LogFormat::Text).map_err(start_failure)?;
+        let options = sim::Options { memory: MiB(memory_mib), ..sim::Options::default() };
+        return sim::process::run(&socket, options).map_err(start_failure);
     }
     let daemon = cli.daemon;
     let config_file = config_file(&daemon);
@@ -248,13 +249,9 @@ fn dev_address() -> SocketAddr {
 fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
     const WORKERS: usize = 2;
     const BLOCKING: usize = 16;
-    // Deep recursion does not exist here (the codec has a stack of its own), so 2 MiB per thread are not needed;
-    // argon2 and sled run on blocking threads well within this.
-    const STACK_BYTES: usize = 1024 * 1024;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)
-        .thread_stack_size(STACK_BYTES)
         .thread_name("dom0d")
         .enable_all()
         .build()

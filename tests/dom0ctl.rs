@@ -169,3 +169,17 @@ async fn a_store_is_exported_from_a_folder_and_imported_into_another_and_never_o
     assert_eq!(store.get(&TABLE, "a").await.unwrap().as_deref(), Some("b"));
     store.close().await;
 }
+
+#[tokio::test]
+async fn the_simulated_world_is_a_process_that_is_found_again_and_ends_when_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("world.sock");
+    let exe = Path::new(env!("CARGO_BIN_EXE_dom0d"));
+    let options = dom0d::sim::Options { memory: dom0d::model::MiB(1024), ..Default::default() };
+    let world = dom0d::sim::process::ensure(&socket, exe, options).await.unwrap();
+    let again = dom0d::sim::process::ensure(&socket, exe, options).await.unwrap();
+    again.audit().await.unwrap();
+    world.end_world().await.unwrap();
+    let log = std::fs::read_to_string(folder.path().join("world.sock.log")).unwrap();
+    assert_eq!(log.matches("simulated world ready").count(), 1, "{log}");
+}

@@ -209,3 +209,19 @@ pub async fn locks(session: &mut Session<'_>) -> Result<(), CtlError> {
     let locks = session.read("lock_list", &[]).await?;
     session.printer.list(LOCK_COLUMNS, &locks)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::values::from_json;
+    use super::*;
+
+    #[test]
+    fn progress_tells_the_step_or_who_holds_what_the_job_waits_for() {
+        let said = |json| waiting_or_step(&from_json(json).unwrap());
+        let held = serde_json::json!({"state": "queued", "step": "", "waiting_for":
+            [{"lock": "vm/a", "job": 7, "verb": "save_vm"}]});
+        assert_eq!(said(held), "waits for vm/a, held by job 7 (save_vm)");
+        assert_eq!(said(serde_json::json!({"state": "running", "step": "boot", "waiting_for": []})), "boot");
+        assert_eq!(said(serde_json::json!({"state": "queued", "step": ""})), "queued");
+    }
+}

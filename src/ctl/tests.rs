@@ -290,6 +290,22 @@ async fn a_watch_in_json_is_one_event_a_line() {
     assert_eq!(ran.stdout.lines().count(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_watch_ends_well_when_it_was_told_to() {
+    let nothing = json!({"events": [], "last": 7, "gap": null});
+    let fake = Fake::default()
+        .then("event_wait", Reply::Late(nothing.clone()))
+        .then("event_wait", Reply::Unreachable)
+        .then("event_wait", Reply::Late(nothing.clone()))
+        .then("event_wait", Reply::Late(nothing.clone()))
+        .then("event_wait", Reply::Late(nothing));
+    let ran = ctl(&fake, &["--timeout", "65", "event", "watch", "--since", "7"]).await;
+    asserted(&ran, Exit::Ok);
+    assert_eq!((fake.params(0), fake.params(3)), (json!([7, 30]), json!([7, 4])));
+    assert_eq!(fake.params(4), json!([7, 1]));
+    assert_eq!(ran.stdout, "");
+}
+
 #[tokio::test]
 async fn events_are_acknowledged_by_number() {
     let fake = Fake::default().answers("event_ack", json!(2));

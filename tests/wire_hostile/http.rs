@@ -120,7 +120,7 @@ async fn drip(stream: &mut TcpStream, bytes: &[u8]) -> Duration {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_head_is_cut_off_however_steadily_it_drips() {
-    let host = start();
+    let host = start_with(hurried(), 10);
     let mut slow = host.plain().await;
     slow.write_all(b"POST /RPC2 HTTP/1.1\r\nX-Slow: ").await.unwrap();
     assert!(drip(&mut slow, b"a").await < Duration::from_millis(1300));
@@ -143,7 +143,7 @@ async fn a_slow_head_is_cut_off_however_steadily_it_drips() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_body_is_cut_off() {
-    let host = start();
+    let host = start_with(hurried(), 10);
     let mut slow = host.plain().await;
     let head = format!("POST /RPC2 HTTP/1.1\r\nHost: a\r\n{}Content-Length: 100000\r\n\r\n", good());
     slow.write_all(head.as_bytes()).await.unwrap();
@@ -165,7 +165,7 @@ async fn an_idle_connection_is_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_takes_too_long_is_dropped() {
-    let host = start();
+    let host = start_with(hurried(), 10);
     let mut slow = host.plain().await;
     slow.write_all(&post(&good(), &call("big"))).await.unwrap();
     let mut byte = [0];

@@ -54,7 +54,7 @@ async fn old_tls_and_its_ciphers_are_refused_by_an_alert() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_instead_of_a_handshake_ends_the_connection_and_a_stalled_one_is_cut_off() {
-    let host = start();
+    let host = start_with(hurried(), 10);
     for garbage in [&b"\x16garbage garbage garbage"[..], b"\x16\x03\x01\xFF\xFF", &[0x16; 70_000]] {
         let mut stream = host.plain().await;
         let _ = stream.write_all(garbage).await;
@@ -87,7 +87,7 @@ fn client_config(host: &Host) -> rustls::ConfigBuilder<rustls::ClientConfig, Wan
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handshake_in_single_bytes_is_understood() {
-    let host = start_with(dom0d::config::Wire { head_timeout_ms: 5_000, ..settings() }, 10);
+    let host = start();
     let stream = host.plain().await;
     stream.set_nodelay(true).unwrap();
     let name = ServerName::try_from("dom0.test").unwrap();
