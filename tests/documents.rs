@@ -152,7 +152,7 @@ fn server(facts: &Facts, host: &HostRecord, dialect: Dialect) -> String {
         ntp: Some(&Ntp { servers: Vec::new(), local_time_source: true, running: false }),
         host,
         dialect,
-        registered_ip: "192.0.2.7".parse().unwrap(),
+        registered_ip: std::net::IpAddr::from([192, 0, 2, 7]),
         agent_version: "0.1.0",
         plain_http: false,
         capabilities: &CAPABILITIES,
@@ -170,7 +170,7 @@ fn walk(document: &str) -> Vec<(String, Option<String>)> {
     let mut path: Vec<String> = Vec::new();
     let mut found: Vec<(String, Option<String>)> = Vec::new();
     let mut open: Vec<usize> = Vec::new();
-    let mut enter =
+    let enter =
         |start: &BytesStart<'_>, path: &mut Vec<String>, open: &mut Vec<usize>, found: &mut Vec<_>| {
             if let Some(parent) = open.last() {
                 let parent: &mut (String, Option<String>) = &mut found[*parent];
@@ -180,7 +180,7 @@ fn walk(document: &str) -> Vec<(String, Option<String>)> {
             open.push(found.len());
             found.push((path.join("/"), Some(String::new())));
             for attribute in start.attributes() {
-                let attribute = attribute.unwrap();
+                let attribute = attribute.expect("well-formed");
                 let key = attribute.key.as_ref().to_string();
                 let value = attribute.value.to_string();
                 found.push((format!("{}@{key}", path.join("/")), Some(value)));
@@ -269,8 +269,8 @@ fn value(document: &str, path: &str) -> String {
 
 fn owned() -> HostRecord {
     let raw = RawTake { manager: "d1a749d4295041fb99854f52ea4dea97", ..RawTake::default() };
-    let request = TakeRequest::parse(&raw).unwrap();
-    let ownership = Ownership::Unowned.take(request, Timestamp(1)).unwrap();
+    let request = TakeRequest::parse(&raw).expect("a good id");
+    let ownership = Ownership::Unowned.take(request, Timestamp(1)).expect("nobody owns it");
     HostRecord { ownership, ..HostRecord::new([0x1d; 16]) }
 }
 

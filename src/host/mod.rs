@@ -16,3 +16,4 @@ mod x509;
 
 pub use ownership::{ManagerId, ManagerUrl, Ownership, OwnershipError};
 pub use record::{HOST, HOST_KEY, HostId, HostRecord, Roles, parse_roles};
+pub use x509::X509Error;

@@ -27,10 +27,15 @@ impl World {
         std::fs::write(path, bytes).unwrap();
     }
 
-    /// A program that writes its arguments into a file beside it, then does `body`.
+    /// A program that writes its arguments into the file `called`, then does `body`. It is a link to a script
+    /// that no test writes: one just written cannot be run while another thread, forking, holds it open.
     fn program(&self, path: &str, body: &str) {
-        self.put(path, format!("#!/bin/sh\necho \"$0 $@\" >> {}/called\n{body}\n", self.root()).as_bytes());
-        std::fs::set_permissions(self.path(path), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/program.sh");
+        self.put(
+            &format!("{path}.does"),
+            format!("echo \"$0 $@\" >> {}/called\n{body}\n", self.root()).as_bytes(),
+        );
+        std::os::unix::fs::symlink(script, self.path(path)).unwrap();
     }
 
     fn called(&self) -> String {
