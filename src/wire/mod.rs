@@ -24,6 +24,7 @@ mod datetime;
 mod decode;
 mod encode;
 mod http;
+mod lexis;
 mod listen;
 mod server;
 mod throttle;
