@@ -373,3 +373,31 @@ fn is_member(group: &str, uid: u32, gid: u32) -> bool {
     };
     getgrouplist(&name, user.gid).is_ok_and(|groups| groups.contains(&group.gid))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_of_a_group_by_its_own_group_or_by_its_users() {
+        let group = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
+        let gid = group.gid.as_raw();
+        let nobody = u32::MAX - 7;
+        assert!(is_member(&group.name, nobody, gid));
+        assert!(!is_member(&group.name, nobody, gid + 1));
+        assert!(!is_member("no-such-group-anywhere", nobody, gid));
+    }
+
+    #[tokio::test]
+    async fn only_root_the_daemons_own_user_and_the_group_are_local_operators() {
+        let gate = Gate::new(Policy::default()).unwrap();
+        let (own, stranger) = (nix::unistd::geteuid().as_raw(), u32::MAX - 7);
+        let gid = nix::unistd::getegid();
+        assert!(gate.is_local_operator(0, u32::MAX - 7).await);
+        assert!(gate.is_local_operator(own, u32::MAX - 7).await);
+        assert!(!gate.is_local_operator(stranger, gid.as_raw()).await);
+        let group = nix::unistd::Group::from_gid(gid).unwrap().unwrap();
+        gate.set_policy(Policy { local_group: Some(group.name), ..Policy::default() });
+        assert!(gate.is_local_operator(stranger, gid.as_raw()).await);
+    }
+}

@@ -2,9 +2,17 @@
 //! bytes, who is calling, and every limit that holds before we know who it is. Knows no verb.
 //!
 //! Words: a *call* is one `<methodCall>` from an authenticated *caller*; an *answer* is what goes back, a value
-//! or a fault; an *encoded* value is the bytes of a `<value>` element made earlier and sent as they are.
+//! or a fault; an *encoded* value is the bytes of a `<value>` element made earlier and sent as they are; the
+//! *gate* says who may come in, by the *policy* that holds now; a *watch* is the deadline of what a connection is
+//! doing.
 //!
-//! A caller that hangs up drops its call's future here; what the call started (a job) goes on elsewhere.
+//! ```text
+//!  listen, activation ─> server ─> tls ─> watch (deadlines) ─> http ─> auth (gate) ─> decode ─> Handler ─> encode
+//! ```
+//!
+//! One task per listener and one per connection, which owns all of that connection; a handler runs in its
+//! connection's task. A caller that hangs up drops its call's future here; what the call started (a job) goes on
+//! elsewhere. Passwords are computed, and large bodies decoded, on threads that may block.
 
 mod activation;
 mod auth;
@@ -16,6 +24,7 @@ mod datetime;
 mod decode;
 mod encode;
 mod http;
+mod lexis;
 mod listen;
 mod server;
 mod throttle;
@@ -38,7 +47,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 pub use xmlrpc::{Fault, Value};
 
-/// What a caller may do: each role includes those after it.
+/// What a caller may do: each role includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {

@@ -300,3 +300,43 @@ async fn a_thousand_idle_strangers_take_only_their_places_and_those_come_back() 
     assert_eq!(value(&answer), Ok(Value::from("x")));
     drop(held);
 }
+
+#[test]
+fn a_damaged_head_is_always_answered_or_closed_and_never_let_in_without_credentials() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let host = start();
+    let pieces: [&[u8]; 12] = [
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b"\0",
+        b" ",
+        b":",
+        b"\r\n\r\n",
+        b"Content-Length: 0\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"POST / HTTP/1.1\r\n",
+        b"\xFF",
+        b"99999999999999999999",
+    ];
+    let edit = (proptest::prelude::any::<proptest::sample::Index>(), 0..4usize, 0..pieces.len());
+    let edits = proptest::collection::vec(edit, 1..5);
+    proptest::proptest!(proptest::test_runner::Config::with_cases(300), |(edits in edits)| {
+        let mut request = post("X-A: b\r\nConnection: close\r\n", &echo_call("x"));
+        for (at, kind, piece) in edits {
+            let at = at.index(request.len());
+            let end = (at + [0, 1, 5, 60][kind]).min(request.len());
+            request.splice(at..end, pieces[piece].iter().copied());
+        }
+        let answer = runtime.block_on(async {
+            let mut stream = host.plain().await;
+            let _ = stream.write_all(&request).await;
+            // Nothing more comes, so that what looks unfinished needs not wait for its deadline.
+            let _ = stream.shutdown().await;
+            rest(&mut stream).await
+        });
+        proptest::prop_assert!(!answer.contains(" 200 "), "{}", answer);
+    });
+    assert_eq!(host.server.metrics().calls.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
