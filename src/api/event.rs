@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::arguments::{Arguments, Fields, Type, int as integer, may, need};
-use super::fault::Result;
+use super::fault::{ApiFault, Result};
 use super::value::{from_json, int, or_nil, structure, text};
 use super::verb::{Kind, Origin, Row, Verb};
 use crate::event::{Event, Page, Query, Severity};
@@ -61,8 +61,10 @@ fn event_wait<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxF
         let since = u64::try_from(arguments.int("since")?).map_err(|_| arguments.wrong("since", "is negative"))?;
         let seconds = u64::try_from(arguments.within("timeout_s", 0..=840)?).unwrap_or(0);
         let query = Query { since: EventNumber(since), limit: 1000, ..Query::default() };
-        let page = api.operations.events.wait(&query, Duration::from_secs(seconds)).await?;
-        Ok(page_value(&page).into())
+        tokio::select! {
+            page = api.operations.events.wait(&query, Duration::from_secs(seconds)) => Ok(page_value(&page?).into()),
+            () = api.engine().stopping() => Err(ApiFault::new("STOPPING", "the agent is stopping; ask again when it is back")),
+        }
     }
     .boxed()
 }

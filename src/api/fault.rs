@@ -98,6 +98,7 @@ impl From<StoreError> for ApiFault {
             StoreError::DiskFull(_) => "DISK_FULL",
             StoreError::ReadOnly(_) => "STORE_READ_ONLY",
             StoreError::Closed => "STOPPING",
+            StoreError::Refused(_) => "INVALID_PARAMETER",
             StoreError::Damaged(_) | StoreError::Io(_) => "STORE",
         };
         Self::new(name, format!("{error}; nothing was changed"))

@@ -290,7 +290,7 @@ planner!(update_server_roles, |api, arguments| {
     Ok(plan::host_change(event.clone(), "host-record", Step::PutHost { before, record, event }))
 });
 
-planner!(certificate_renew, |_api, _arguments| Ok(plan::host_change("renew the certificate", "certificate", Step::RenewCertificate {})));
+planner!(certificate_renew, |_api, _arguments| Ok(plan::host_change("renew the certificate", "certificate", Step::RenewCertificate { if_due: false })));
 
 reader!(certificate_get, |api, _arguments| {
     let about = Arc::clone(&api.about);
@@ -325,7 +325,7 @@ reader!(host_get, |api, _arguments| {
     let owner = record.ownership.owner();
     let ownership = structure([
         ("state", text(if owner.is_some() { "owned" } else { "unowned" })),
-        ("manager", text(owner.map_or("", |o| o.manager.as_str()))),
+        ("manager_uuid", text(owner.map_or("", |o| o.manager.as_str()))),
         ("since", text(owner.map_or_else(String::new, |o| o.since.to_string()))),
         ("certificate", text(owner.and_then(|o| o.certificate.as_ref()).map_or("", |c| c.fingerprint.as_str()))),
         ("event_url", text(owner.and_then(|o| o.event_url.as_ref()).map_or("", |u| u.as_str()))),
@@ -346,11 +346,13 @@ reader!(host_get, |api, _arguments| {
         ])
     });
     let (calls, connections) = api.about.wire_counts();
+    let store = mode_text(&api.operations.store.mode().borrow());
+    let address = registered_ip(api).await;
     let agent = structure([
         ("version", text(env!("CARGO_PKG_VERSION"))),
         ("dialect", text(if settings.dialect == crate::config::Dialect::V32 { "3.2" } else { "3.3" })),
         ("plain_http", Value::Bool(api.about.plain_http())),
-        ("store", text(mode_text(&api.operations.store.mode().borrow()))),
+        ("store", text(store)),
         ("calls", int(calls)),
         ("connections", int(connections)),
         ("open_jobs", int(i64::try_from(api.engine().open_jobs()).unwrap_or(i64::MAX))),
@@ -363,7 +365,7 @@ reader!(host_get, |api, _arguments| {
         ("boot_id", text(facts.boot_id)),
         ("kernel", text(facts.kernel_release)),
         ("os", text(format_args!("{} {}", facts.os_name, facts.os_major))),
-        ("address", text(registered_ip(api).await)),
+        ("address", text(address)),
         ("memory_mib", int(MiB::from(facts.memory).0)),
         ("roles", text(record.roles)),
         ("ownership", ownership),

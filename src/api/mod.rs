@@ -208,6 +208,10 @@ impl Api {
                 let fault = fault.unwrap_or_else(|| ApiFault::new("INTERNAL", "it failed without a word"));
                 Err(ApiFault { text: format!("{} (job {id})", fault.text), ..fault })
             }
+            _ if self.engine.is_stopping() => {
+                let text = format!("the agent is stopping; job {id} goes on when it is back");
+                Err(ApiFault::new("STOPPING", text))
+            }
             _ => {
                 let text = format!("job {id} is still {} after {} s and goes on; job_wait({id}, …) waits for it", record.state.as_str(), limit.as_secs());
                 Err(ApiFault::new("JOB_STILL_RUNNING", text))

@@ -41,9 +41,12 @@ pub fn from_json(json: &serde_json::Value) -> Value {
     }
 }
 
-/// A caller's parameters as a job may show them: secrets masked, long texts cut, at most some thousand parts.
+/// How much of a caller's parameters a job keeps, bytes.
+const SHOWN_BYTES: usize = 16 * 1024;
+
+/// A caller's parameters as a job may show them: secrets masked, long texts cut, and no more than 16 KiB.
 pub fn to_json_masked(value: &Value) -> serde_json::Value {
-    masked("", value, &mut 4000)
+    masked("", value, &mut SHOWN_BYTES.clone())
 }
 
 fn is_secret(name: &str) -> bool {
@@ -56,7 +59,7 @@ fn masked(name: &str, value: &Value, left: &mut usize) -> serde_json::Value {
     if *left == 0 {
         return Json::String("…".to_owned());
     }
-    *left -= 1;
+    *left = left.saturating_sub(8 + name.len());
     if is_secret(name) && !matches!(value, Value::Nil | Value::Bool(_)) {
         return Json::String("***".to_owned());
     }
@@ -65,7 +68,11 @@ fn masked(name: &str, value: &Value, left: &mut usize) -> serde_json::Value {
         Value::Int64(n) => Json::from(*n),
         Value::Bool(b) => Json::from(*b),
         Value::Double(d) => Json::from(*d),
-        Value::String(s) => Json::String(masked_text(s)),
+        Value::String(s) => {
+            let shown = masked_text(s);
+            *left = left.saturating_sub(shown.len());
+            Json::String(shown)
+        }
         Value::DateTime(d) => Json::String(format!("{d:?}")),
         Value::Base64(bytes) => Json::String(format!("{} bytes", bytes.len())),
         Value::Nil => Json::Null,

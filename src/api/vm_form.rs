@@ -27,6 +27,8 @@ const KEPT: &[&str] = &["guest_os_type", "timer_mode", "device_model", "on_xend_
 
 /// How many keys of a manager's own are kept.
 const MAX_KEPT: usize = 64;
+/// And how much they may be in all, so that a record stays small.
+const MAX_KEPT_BYTES: usize = 32 * 1024;
 
 type Map = BTreeMap<String, Value>;
 
@@ -156,6 +158,10 @@ impl Form<'_> {
                 },
             };
             record.kept.insert(key.clone(), kept);
+        }
+        let bytes: usize = record.kept.iter().map(|(k, v)| k.len() + kept_bytes(v)).sum();
+        if bytes > MAX_KEPT_BYTES {
+            return Err(self.wrong("OVM_*", format!("{bytes} bytes in all, more than {MAX_KEPT_BYTES}")));
         }
         if record.kept.len() > MAX_KEPT {
             return Err(self.wrong("OVM_*", format!("{} keys, more than {MAX_KEPT}", record.kept.len())));
@@ -516,6 +522,14 @@ impl Form<'_> {
             }
         }
         Ok(())
+    }
+}
+
+fn kept_bytes(value: &KeptValue) -> usize {
+    match value {
+        KeptValue::Bool(_) | KeptValue::Int(_) => 8,
+        KeptValue::Text(text) => text.as_str().len(),
+        KeptValue::List(list) => list.iter().map(|t| t.as_str().len() + 4).sum(),
     }
 }
 

@@ -360,30 +360,36 @@ impl Engine {
         self.0.store.commit(txn).await?;
         guard(&open.cancelled_by).get_or_insert(request);
         open.cancel.cancel();
-        let unstarted = {
-            let mut state = self.state();
-            let waiting = state.open.contains_key(&id) && !open.started.load(std::sync::atomic::Ordering::SeqCst);
-            if waiting {
-                // It never held a place: its run, which only ends it, does not take one either.
-                state.ready.retain(|j| *j != id);
-                let granted = state.locks.release(id);
-                state.ready.extend(granted);
-                open.started.store(true, std::sync::atomic::Ordering::SeqCst);
-                state.running += 1;
-            } else if !state.open.contains_key(&id) {
-                drop(state);
+        match self.take_unstarted(id, &open) {
+            Cancelled::Started => Ok(true),
+            Cancelled::Unstarted => {
+                self.spawn_run(id, open);
+                self.schedule();
+                Ok(true)
+            }
+            Cancelled::Gone => {
                 let mut txn = Txn::essential();
                 txn.delete(&CANCELS, &id);
                 self.0.store.commit(txn).await?;
-                return Ok(false);
+                Ok(false)
             }
-            waiting
-        };
-        if unstarted {
-            self.spawn_run(id, open);
-            self.schedule();
         }
-        Ok(true)
+    }
+
+    /// A job that waits is taken out of its queues, so that its run, which only ends it, waits for nothing.
+    fn take_unstarted(&self, id: JobId, open: &OpenJob) -> Cancelled {
+        let mut state = self.state();
+        if !state.open.contains_key(&id) {
+            return Cancelled::Gone;
+        }
+        if open.started.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            return Cancelled::Started;
+        }
+        state.ready.retain(|j| *j != id);
+        let granted = state.locks.release(id);
+        state.ready.extend(granted);
+        state.running += 1;
+        Cancelled::Unstarted
     }
 
     /// A job's record: live if it is open, else from history.
@@ -400,8 +406,13 @@ impl Engine {
         if let Some(open) = self.find_open(id) {
             let mut watch = open.record.subscribe();
             let ended = watch.wait_for(|r| r.state.is_terminal());
-            if let Ok(Ok(record)) = tokio::time::timeout(timeout, ended).await {
-                return Ok(Some(Arc::clone(&record)));
+            tokio::select! {
+                record = ended => if let Ok(record) = record {
+                    return Ok(Some(Arc::clone(&record)));
+                },
+                () = tokio::time::sleep(timeout) => {}
+                // The daemon stops: whoever waits is told so while there is time.
+                () = self.stopping() => {}
             }
         }
         self.get(id).await
@@ -426,6 +437,15 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Ends when the daemon has begun to stop.
+    pub async fn stopping(&self) {
+        self.0.halt.cancelled().await;
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.0.halt.is_cancelled()
     }
 
     pub fn locks(&self) -> Vec<LockView> {
@@ -515,6 +535,13 @@ impl Engine {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// How far a job was when its cancel came.
+enum Cancelled {
+    Gone,
+    Started,
+    Unstarted,
 }
 
 fn matches(listing: &Listing, record: &JobRecord) -> bool {

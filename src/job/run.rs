@@ -280,12 +280,21 @@ impl Run {
         Ok(())
     }
 
-    async fn write(&mut self, txn: Txn) -> Result<(), Parked> {
+    async fn write(&mut self, mut txn: Txn) -> Result<(), Parked> {
         let mut told = false;
+        let mut stripped = false;
         loop {
             match self.engine.0.store.commit(txn.clone()).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Closed) => return Err(Parked),
+                // Too large, although the same was accepted once: what is for people only goes.
+                Err(StoreError::Refused(why)) if !stripped => {
+                    tracing::error!(job = %self.record.id, why, "a job's record is too large; its texts are left out");
+                    stripped = true;
+                    self.record.params = serde_json::Value::Null;
+                    self.record.result = None;
+                    txn.put(&JOBS, &self.record.id, &self.record);
+                }
                 Err(error) => {
                     if !told {
                         tracing::error!(job = %self.record.id, %error, "a job's record cannot be written; trying on");

@@ -226,6 +226,7 @@ fn dmi(system_uuid: [u8; 16]) -> Dmi {
         chassis_type: "23".to_owned(),
         board_manufacturer: "dom0d".to_owned(),
         board_product: "Simulated Board".to_owned(),
+        ..Dmi::default()
     }
 }
 

@@ -18,7 +18,7 @@ impl Executor for Operations {
     async fn run(&self, step: &PlannedStep, context: &StepContext) -> Result<Outcome, JobFault> {
         match parse(step)? {
             Step::CheckVm { vm, action } => self.check_vm(vm, action).await,
-            Step::CheckNewVm { record } => self.check_new_vm(&record),
+            Step::CheckNewVm { vm } => self.check_new_vm(vm),
             Step::PutVm { record, created } => self.put_vm(*record, created, context),
             Step::SetHa { vm, enabled } => self.record_outcome(vm, |record| record.ha = enabled),
             Step::DeleteVm { vm } => self.delete_vm(vm, context),

@@ -37,7 +37,7 @@ impl Operations {
             }
             Step::PutHost { before, record, event } => self.put_host(&before, *record, &event, context),
             Step::SetPassword { hash } => self.password_outcome(hash, context),
-            Step::RenewCertificate {} => self.renew_certificate(context).await,
+            Step::RenewCertificate { if_due } => self.renew_certificate(if_due, context).await,
             Step::StopAllVms {} => self.stop_all_vms(context).await,
             Step::Power { off, boot_id } => self.end_host(off, &boot_id, context).await,
             Step::Sleep { ms } => self.sleep(ms, context).await,
@@ -83,12 +83,16 @@ impl Operations {
         Ok(Outcome { writes, then, ..Outcome::default() })
     }
 
-    async fn renew_certificate(&self, context: &StepContext) -> Result<Outcome> {
+    async fn renew_certificate(&self, if_due: bool, context: &StepContext) -> Result<Outcome> {
         let access = Arc::clone(&self.access);
-        let done = tokio::task::spawn_blocking(move || access.renew_certificate()).await;
-        done.map_err(|e| JobFault::new("INTERNAL", e.to_string()))?
+        let done = tokio::task::spawn_blocking(move || access.renew_certificate(if_due)).await;
+        let renewed = done
+            .map_err(|e| JobFault::new("INTERNAL", e.to_string()))?
             .map_err(|text| JobFault::new("CERTIFICATE_FAILED", text))?;
         let mut outcome = Outcome::done();
+        if !renewed {
+            return Ok(outcome);
+        }
         let text = "a new server certificate is served";
         let event = Event::new("host.certificate_renewed", Severity::Info, "host", text);
         event.with_job(context.job).append_to(&mut outcome.writes);
@@ -141,10 +145,6 @@ impl Operations {
         let text = if off { "the host was switched off" } else { "the host was rebooted" };
         let event = Event::new("host.power", Severity::Warning, "host", text).with_job(context.job);
         event.append_to(&mut outcome.writes);
-        let power = self.power.clone();
-        outcome.then = Some(Box::new(move || {
-            power.send_replace(Some(off));
-        }));
         Ok(outcome)
     }
 

@@ -55,8 +55,9 @@ pub trait Access: Send + Sync + 'static {
     /// The password's hash or the host's record has changed: decide callers' roles by these from now on.
     fn policy_changed(&self, password_hash: Option<&str>, host: &HostRecord);
 
-    /// Makes a new server certificate, keeps it, and serves it to new connections. Blocking.
-    fn renew_certificate(&self) -> Result<(), String>;
+    /// Makes a new server certificate (with `if_due`, only if it is time), keeps it, and serves it to new
+    /// connections. `false`: it was not time. Blocking.
+    fn renew_certificate(&self, if_due: bool) -> Result<bool, String>;
 }
 
 /// The worlds, as drivers.
@@ -90,8 +91,6 @@ pub struct Operations {
     state_dir: SafePath,
     /// Rises with every observation, so that a step that waits for the world looks again.
     pub(crate) world_changes: watch::Sender<u64>,
-    /// Told after a step has ordered a reboot or power-off, for whoever must end the daemon in a simulated world.
-    pub power: watch::Sender<Option<bool>>,
 }
 
 impl Operations {
@@ -130,7 +129,6 @@ impl Operations {
             look_again: tokio::sync::Notify::new(),
             state_dir,
             world_changes: watch::Sender::new(0),
-            power: watch::Sender::new(None),
         }))
     }
 

@@ -54,8 +54,8 @@ fn host_locks(part: &str) -> Vec<LockWant> {
 pub fn create_vm(record: VmRecord) -> Plan {
     let about = format!("create VM {}", record.config.name);
     let locks = naming_locks(record.id());
-    let record = Box::new(record);
-    let steps = vec![Step::CheckNewVm { record: record.clone() }, Step::PutVm { record, created: true }];
+    let check = Step::CheckNewVm { vm: record.id() };
+    let steps = vec![check, Step::PutVm { record: Box::new(record), created: true }];
     Plan::new(about, locks, steps)
 }
 
@@ -264,4 +264,8 @@ pub fn discover() -> Plan {
 
 pub fn prune() -> Plan {
     Plan::new("prune history", vec![LockWant::shared("host")], vec![Step::Prune {}]).essential()
+}
+
+pub fn renew_certificate_if_due() -> Plan {
+    host_change("renew the certificate if it is time", "certificate", Step::RenewCertificate { if_due: true })
 }

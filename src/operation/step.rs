@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub enum Step {
     // Guards: no effect, run under the job's locks.
     CheckVm { vm: VmId, action: Action },
-    CheckNewVm { record: Box<VmRecord> },
+    CheckNewVm { vm: VmId },
     // Records only.
     PutVm { record: Box<VmRecord>, created: bool },
     SetHa { vm: VmId, enabled: bool },
@@ -51,7 +51,8 @@ pub enum Step {
     /// Only if the record is still `before`: two managers may plan at the same time.
     PutHost { before: Box<HostRecord>, record: Box<HostRecord>, event: String },
     SetPassword { hash: String },
-    RenewCertificate {},
+    /// `if_due`: only if a third of its life or less is left.
+    RenewCertificate { if_due: bool },
     /// Stops every VM, each as a child job.
     StopAllVms {},
     /// `boot_id` is the boot that is to end: a run after it has nothing more to do.
@@ -132,7 +133,7 @@ impl Step {
             Self::Hotplug { .. } => (true, true, 5),
             Self::SaveDomain { .. } | Self::DumpCore { .. } => (true, true, 50),
             Self::ShutdownDomain { .. } | Self::AskReboot { .. } | Self::StopAllVms {} => (true, false, 50),
-            Self::SetPassword { .. } | Self::RenewCertificate {} => (true, false, 1),
+            Self::SetPassword { .. } | Self::RenewCertificate { .. } => (true, false, 1),
             _ => (true, false, 5),
         }
     }
@@ -140,7 +141,7 @@ impl Step {
     fn words(&self) -> (&'static str, String) {
         match self {
             Self::CheckVm { vm, action } => ("check", format!("VM {vm}: may one {} it now?", action.infinitive())),
-            Self::CheckNewVm { record } => ("check", format!("VM {}: are its id, name and MACs free?", record.id())),
+            Self::CheckNewVm { vm } => ("check", format!("VM {vm}: is its id free?")),
             Self::PutVm { record, .. } => ("write_record", format!("write the record of VM {}", record.config.name)),
             Self::SetHa { vm, enabled } => ("set_ha", format!("VM {vm}: high availability {}", on_off(*enabled))),
             Self::DeleteVm { vm } => ("delete_record", format!("delete the record of VM {vm}")),
@@ -177,7 +178,8 @@ impl Step {
             Self::EnableNtp { enabled } => ("enable_ntp", format!("switch NTP {}", on_off(*enabled))),
             Self::PutHost { event, .. } => ("write_record", event.clone()),
             Self::SetPassword { .. } => ("set_password", "replace the password's hash".to_owned()),
-            Self::RenewCertificate {} => ("renew_certificate", "make a new server certificate and serve it".to_owned()),
+            Self::RenewCertificate { if_due: true } => ("renew_certificate", "make a new server certificate if it is time".to_owned()),
+            Self::RenewCertificate { .. } => ("renew_certificate", "make a new server certificate and serve it".to_owned()),
             Self::StopAllVms {} => ("stop_vms", "stop every VM, each in a job of its own".to_owned()),
             Self::Power { off: true, .. } => ("power_off", "switch the host off".to_owned()),
             Self::Power { off: false, .. } => ("reboot", "reboot the host".to_owned()),

@@ -63,11 +63,11 @@ impl Operations {
         Ok(Outcome::done())
     }
 
-    pub(super) fn check_new_vm(&self, record: &VmRecord) -> Result<Outcome> {
-        if self.vms.get(record.id()).is_some() {
-            return Err(JobFault::refusal("VM_EXISTS", format!("VM {} exists", record.id())));
+    pub(super) fn check_new_vm(&self, id: VmId) -> Result<Outcome> {
+        match self.vms.get(id) {
+            Some(_) => Err(JobFault::refusal("VM_EXISTS", format!("VM {id} exists"))),
+            None => Ok(Outcome::done()),
         }
-        self.check_clash(record)
     }
 
     fn check_clash(&self, record: &VmRecord) -> Result<Outcome> {

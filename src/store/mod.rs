@@ -26,6 +26,7 @@ mod engine;
 mod envelope;
 mod handle;
 mod ledger;
+mod live;
 mod memory;
 mod open;
 mod options;

@@ -1,0 +1,346 @@
+//! The composition root: the only room that knows every other. It opens the store and the worlds, joins the
+//! domains, the engine, the verbs and the wire, lets the jobs of an earlier life go on, and ends it all in order.
+//!
+//! Order at the start: store, certificates and worlds (at the same time) -> operations -> engine -> wire ->
+//! resume, observe, recurring work -> READY. At the stop: no new jobs, callers are told, calls under way end,
+//! running steps get a moment, the store is closed. What is not done by then is on disk and goes on at the next
+//! start.
+
+mod access;
+mod signals;
+mod worlds;
+
+use crate::api::Api;
+use crate::config::{Overrides, Settings};
+use crate::host::{certificate, password};
+use crate::job::{Engine, Options as JobOptions, Recurring};
+use crate::model::{JobId, SafePath, Secret};
+use crate::operation::{Operations, observe, plan};
+use crate::store::{self, FaultPoint, OpenReport, Recovered, Store};
+use crate::wire::{self, Gate, Server, ServerConfig, TlsIdentity, TlsState};
+use access::{Surroundings, gate_policy};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// What the entrance hands over.
+#[derive(Debug)]
+pub struct Start {
+    pub settings: Settings,
+    pub dev: bool,
+    /// The state folder was made for this run (`--dev` without `--state-dir`); `main` removes it afterwards, so
+    /// nothing must outlive the run.
+    pub ephemeral_state: bool,
+    pub password_file: Option<PathBuf>,
+    /// Where a daemon under test ends itself, as if killed.
+    pub fault: Option<FaultPoint>,
+    /// For a reload: the settings are `config::load(config_file, &overrides)`.
+    pub config_file: Option<PathBuf>,
+    pub overrides: Overrides,
+}
+
+/// Why the daemon did not start. Nothing was changed but what the text says.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the state folder {0:?} cannot be used: {1}")]
+    StateFolder(PathBuf, String),
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
+    #[error("the store cannot be read")]
+    Read(#[from] store::StoreError),
+    #[error("certificates")]
+    Certificate(#[from] certificate::CertificateError),
+    #[error("TLS")]
+    Tls(#[from] wire::TlsError),
+    #[error("{0}")]
+    Listen(#[from] wire::ListenError),
+    #[error("sockets handed over by systemd")]
+    Activation(#[from] wire::ActivationError),
+    #[error("passwords")]
+    Auth(#[from] wire::AuthError),
+    #[error("the password file {0:?}: {1}")]
+    Password(PathBuf, String),
+    #[error("{0}")]
+    World(String),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("a part of the start was interrupted: {0}")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// Tables of desired state, repeated in the ledger.
+const LEDGER: &[(&str, u16)] = &[("vm", 1), ("host", 1), ("password", 1)];
+/// Tables whose numbers must never be given twice.
+const COUNTERS: &[&str] = &["job"];
+/// How often history is brought back to its bounds.
+const PRUNE_EVERY: Duration = Duration::from_secs(600);
+const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(86_400);
+
+/// Everything that lives while the daemon does.
+struct Running {
+    store: Store,
+    engine: Engine,
+    server: Server,
+    surroundings: Arc<Surroundings>,
+    worlds: worlds::Opened,
+    stop: CancellationToken,
+}
+
+/// Runs the daemon until it is told to stop.
+pub async fn run(start: Start) -> Result<(), StartError> {
+    // First, so that a signal during the start stops us in order too.
+    let mut signals = signals::Signals::new()?;
+    let running = tokio::select! {
+        running = launch(&start) => running?,
+        () = signals.stop() => return Ok(()),
+    };
+    let watchdog = signals::watchdog(running.store.clone(), running.stop.clone());
+    signals::ready();
+    crate::machine::memory::give_back();
+    while signals.stop_or_reload().await == signals::Asked::Reload {
+        reload(&start, &running).await;
+    }
+    watchdog.abort();
+    stop(&start, running).await;
+    Ok(())
+}
+
+async fn launch(start: &Start) -> Result<Running, StartError> {
+    let settings = Arc::new(start.settings.clone());
+    let state_dir = state_folder(&settings.state.dir)?;
+    // What takes long goes on at the same time: the store, the worlds, the password's hash.
+    let opening = tokio::task::spawn_blocking({
+        let options = store_options(&settings, start.fault);
+        move || store::Store::open(options)
+    });
+    let first = first_password(start)?;
+    let hashing = first.as_ref().map(|password| {
+        let password = password.secret.clone();
+        tokio::task::spawn_blocking(move || wire::hash_password(&password))
+    });
+    let worlds = worlds::open(&settings, Path::new(state_dir.as_str())).await?;
+    let names = names(&worlds).await;
+    let tls_dir = settings.state.dir.join("tls");
+    let certificate = tokio::task::spawn_blocking({
+        let (dir, names) = (tls_dir.clone(), names.clone());
+        move || certificate::ensure(&dir, &names, crate::model::Timestamp::now())
+    })
+    .await??;
+    let identity = TlsIdentity { chain_pem: certificate.chain_pem, key_pem: certificate.key_pem };
+    let tls = Arc::new(TlsState::new(&identity)?);
+    let gate = Arc::new(Gate::new(gate_policy(&settings, None, None))?);
+    let opened = opening.await??;
+    tell(&opened.report);
+    let surroundings =
+        Arc::new(Surroundings::new(Arc::clone(&settings), Arc::clone(&gate), Arc::clone(&tls), tls_dir, names));
+    let operations = Operations::load(
+        opened.store.clone(),
+        worlds.drivers.clone(),
+        Arc::clone(&settings),
+        Arc::clone(&surroundings) as _,
+        state_dir,
+    )
+    .await?;
+    if let Some(hash) = hashing {
+        let hash = hash.await??;
+        if start.password_file.is_some() || !operations.has_password() {
+            operations.first_password(hash).await?;
+        }
+    }
+    let floor = JobId(opened.report.counters.get("job").copied().unwrap_or(0));
+    let engine = Engine::open(opened.store.clone(), Arc::clone(&operations) as _, settings.jobs.clone(), floor).await?;
+    operations.join_engine(engine.clone());
+    let stop = CancellationToken::new();
+    let resumed = engine.resume();
+    if resumed > 0 {
+        tracing::info!(jobs = resumed, "jobs of an earlier life go on");
+    }
+    tell_rebuilt(&operations, &opened.report).await;
+    tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
+    let api = Arc::new(Api::new(Arc::clone(&operations), engine.clone(), Arc::clone(&surroundings) as _));
+    let (server, socket) = listen(&settings, gate, tls, api)?;
+    surroundings.serve(server.metrics());
+    start_recurring(&engine, &operations, &settings);
+    if start.dev {
+        greet(&server, &socket, first.filter(|_| !start.password_file.is_some()), &settings);
+    }
+    tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
+    Ok(Running { store: opened.store, engine, server, surroundings, worlds, stop })
+}
+
+/// Made if it is missing (0700), and a path that has no surprises in it.
+fn state_folder(dir: &Path) -> Result<SafePath, StartError> {
+    let wrong = |why: String| StartError::StateFolder(dir.to_owned(), why);
+    let path = dir.to_str().ok_or_else(|| wrong("its name is not UTF-8".to_owned()))?;
+    let path = SafePath::parse(path).map_err(|e| wrong(e.to_string()))?;
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    match made {
+        Ok(()) => Ok(path),
+        // A folder on a read-only disk is still worth reading.
+        Err(_) if dir.is_dir() => Ok(path),
+        Err(error) => Err(wrong(error.to_string())),
+    }
+}
+
+fn store_options(settings: &Settings, fault: Option<FaultPoint>) -> store::Options {
+    store::Options {
+        cache_mib: settings.state.cache_mib,
+        reserve_mib: settings.state.reserve_mib,
+        ledger_tables: LEDGER,
+        counter_tables: COUNTERS,
+        fault,
+        ..store::Options::new(&settings.state.dir)
+    }
+}
+
+/// A password that may become the first one.
+struct FirstPassword {
+    secret: Secret,
+}
+
+/// From the file, or made up for `--dev`. A real host without a password waits for `dom0ctl password set`.
+fn first_password(start: &Start) -> Result<Option<FirstPassword>, StartError> {
+    let Some(file) = &start.password_file else {
+        if !start.dev {
+            return Ok(None);
+        }
+        let secret = password::random().map_err(|e| StartError::World(e.to_string()))?;
+        return Ok(Some(FirstPassword { secret }));
+    };
+    let wrong = |why: String| StartError::Password(file.clone(), why);
+    let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
+    let line = text.lines().next().unwrap_or_default();
+    let secret = password::check(password::USER, line).map_err(|e| wrong(e.to_string()))?;
+    Ok(Some(FirstPassword { secret }))
+}
+
+/// What the server's certificate speaks for.
+async fn names(worlds: &worlds::Opened) -> certificate::Names {
+    let hostname = worlds.drivers.machine.facts().await.map(|f| f.hostname).unwrap_or_default();
+    let links = worlds.drivers.kernel.links().await.unwrap_or_default();
+    let addresses = links.iter().filter(|l| !l.loopback).flat_map(|l| l.addresses.iter().map(|(a, _)| *a));
+    certificate::Names { hostname, addresses: addresses.collect() }
+}
+
+fn tell(report: &OpenReport) {
+    match &report.recovered {
+        Recovered::Fresh => tracing::info!("a new store was made"),
+        Recovered::Intact => {
+            tracing::info!(commit = report.commit, rows = report.rows, "the store is intact");
+        }
+        Recovered::Rebuilt { why, moved_aside } => tracing::error!(
+            why, moved_aside = %moved_aside.display(),
+            "the store was damaged; VMs, ownership and password are back from the ledger, history is gone"
+        ),
+        Recovered::ReadOnly { why } => {
+            tracing::error!(why, "the store can only be read: nothing can be changed until that is mended");
+        }
+    }
+}
+
+/// A rebuild is told where the manager looks, too.
+async fn tell_rebuilt(operations: &Operations, report: &OpenReport) {
+    let Recovered::Rebuilt { why, moved_aside } = &report.recovered else { return };
+    let text = format!(
+        "the store was damaged ({why}); VMs, ownership and password are back from the ledger, jobs and events \
+         before this are gone; the old store is kept in {}",
+        moved_aside.display()
+    );
+    let event = crate::event::Event::new("store.rebuilt", crate::event::Severity::Critical, "host", text);
+    if let Err(error) = operations.events.publish(&event).await {
+        tracing::warn!(%error, "an event was not written");
+    }
+}
+
+fn listen(
+    settings: &Settings,
+    gate: Arc<Gate>,
+    tls: Arc<TlsState>,
+    api: Arc<Api>,
+) -> Result<(Server, PathBuf), StartError> {
+    let activated = wire::activated_sockets()?;
+    let socket = match settings.wire.socket.as_os_str().is_empty() {
+        true => settings.state.dir.join("dom0d.sock"),
+        false => settings.wire.socket.clone(),
+    };
+    let tcp = match activated.tcp.is_empty() {
+        true => vec![wire::bind_tcp(settings.wire.listen)?],
+        false => activated.tcp,
+    };
+    let unix = match activated.unix.is_empty() {
+        true => vec![wire::bind_unix(&socket, &settings.wire.socket_group)?],
+        false => activated.unix,
+    };
+    let server = Server::start(ServerConfig {
+        settings: settings.wire.clone(),
+        access: settings.access.clone(),
+        gate,
+        tls,
+        handler: api,
+        tcp,
+        unix,
+    })?;
+    Ok((server, socket))
+}
+
+/// The agent's own work, as jobs like any other.
+fn start_recurring(engine: &Engine, operations: &Arc<Operations>, settings: &Settings) {
+    let kinds: [(&'static str, Duration, fn() -> plan::Plan); 3] = [
+        ("prune", PRUNE_EVERY, plan::prune),
+        ("discover", Duration::from_secs(settings.vm.discovery_interval_s), plan::discover),
+        ("renew_certificate", CERTIFICATE_CHECK_EVERY, plan::renew_certificate_if_due),
+    ];
+    for (name, every, make) in kinds {
+        let operations = Arc::clone(operations);
+        let submission = Arc::new(move || operations.submission(name, "agent", make(), JobOptions::default()));
+        engine.start_recurring(Recurring { name, every, submission });
+    }
+}
+
+/// What a newcomer needs: the address, the credential, the first command.
+fn greet(server: &Server, socket: &Path, password: Option<FirstPassword>, settings: &Settings) {
+    let address = server.local_addr().map_or_else(|| settings.wire.listen.to_string(), |a| a.to_string());
+    let password = match &password {
+        Some(password) => password.secret.expose().to_owned(),
+        None => "(as it was set)".to_owned(),
+    };
+    let ca = settings.state.dir.join("tls/ca.pem");
+    let text = format!(
+        "dom0d listens on https://{address}/RPC2  (CA certificate: {})\n\
+         user oracle, password {password}\n\
+         first command: dom0ctl --socket {} host show\n",
+        ca.display(),
+        socket.display(),
+    );
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// SIGHUP: what can change while we serve does; the rest is said to need a restart.
+async fn reload(start: &Start, running: &Running) {
+    signals::reloading();
+    match crate::config::load(start.config_file.as_deref(), &start.overrides) {
+        Ok(settings) => running.surroundings.reload(settings).await,
+        Err(error) => tracing::error!(%error, "the settings cannot be read; the old ones hold"),
+    }
+    signals::ready();
+}
+
+async fn stop(start: &Start, running: Running) {
+    signals::stopping();
+    tracing::info!("stopping");
+    let patience = Duration::from_millis(start.settings.wire.drain_timeout_ms);
+    running.stop.cancel();
+    let (cut, ()) = tokio::join!(running.server.drain(patience), running.engine.halt(patience));
+    if cut > 0 {
+        tracing::warn!(connections = cut, "connections were cut after the drain time");
+    }
+    running.store.close().await;
+    if start.ephemeral_state {
+        running.worlds.end().await;
+    }
+    tracing::info!("stopped");
+}
