@@ -50,15 +50,14 @@ pub(super) struct Peer {
     pub(super) local: Option<Identity>,
 }
 
-/// Never fails: whatever goes wrong is an answer too.
+/// Never fails: whatever goes wrong is an answer too. Begins in [`Phase::Call`]: verifying a password may have to
+/// wait its turn, and that is not the client's slowness.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     peer: Arc<Peer>,
     watch: Watch,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
-    // Verifying a password may have to wait its turn; that is not the client's slowness.
-    watch.enter(Phase::Call);
     let refused = |refusal: Refused| refusal.response(&watch);
     if let Err(refusal) = check_head(&shared, &request) {
         return refused(refusal);

@@ -300,6 +300,8 @@ where
     let service = {
         let (shared, watch) = (shared.clone(), watch.clone());
         service_fn(move |request: Request<Incoming>| -> BoxFuture<'static, Result<Response<_>, Infallible>> {
+            // Now, not when the future is first polled: before that, hyper looks for more and may find the end.
+            watch.enter(Phase::Call);
             let answer = http::serve(shared.clone(), peer.clone(), watch.clone(), request);
             Box::pin(async { Ok(answer.await) })
         })
