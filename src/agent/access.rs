@@ -31,7 +31,15 @@ impl Surroundings {
         names: certificate::Names,
     ) -> Self {
         let settings = RwLock::new(settings);
-        Self { settings, gate, tls, tls_dir, names, metrics: OnceLock::new(), known: RwLock::new((None, None)) }
+        Self {
+            settings,
+            gate,
+            tls,
+            tls_dir,
+            names,
+            metrics: OnceLock::new(),
+            known: RwLock::new((None, None)),
+        }
     }
 
     pub(super) fn serve(&self, metrics: Arc<Metrics>) {
@@ -57,7 +65,9 @@ impl Surroundings {
         let read = tokio::task::spawn_blocking(move || this.read_certificate()).await;
         match read.map_err(|e| e.to_string()).and_then(|r| r) {
             Ok(()) => tracing::info!("settings and certificate were read again"),
-            Err(error) => tracing::error!(error, "the certificate cannot be read again; the old one is served"),
+            Err(error) => {
+                tracing::error!(error, "the certificate cannot be read again; the old one is served")
+            }
         }
     }
 
@@ -150,8 +160,8 @@ impl About for Surroundings {
     }
 
     fn wire_counts(&self) -> (u64, u64) {
-        self.metrics.get().map_or((0, 0), |m| {
-            (m.calls.load(Ordering::Relaxed), m.connections.load(Ordering::Relaxed))
-        })
+        self.metrics
+            .get()
+            .map_or((0, 0), |m| (m.calls.load(Ordering::Relaxed), m.connections.load(Ordering::Relaxed)))
     }
 }

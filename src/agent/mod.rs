@@ -133,8 +133,13 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     let gate = Arc::new(Gate::new(gate_policy(&settings, None, None))?);
     let opened = opening.await??;
     tell(&opened.report);
-    let surroundings =
-        Arc::new(Surroundings::new(Arc::clone(&settings), Arc::clone(&gate), Arc::clone(&tls), tls_dir, names));
+    let surroundings = Arc::new(Surroundings::new(
+        Arc::clone(&settings),
+        Arc::clone(&gate),
+        Arc::clone(&tls),
+        tls_dir,
+        names,
+    ));
     let operations = Operations::load(
         opened.store.clone(),
         worlds.drivers.clone(),
@@ -150,7 +155,9 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         }
     }
     let floor = JobId(opened.report.counters.get("job").copied().unwrap_or(0));
-    let engine = Engine::open(opened.store.clone(), Arc::clone(&operations) as _, settings.jobs.clone(), floor).await?;
+    let engine =
+        Engine::open(opened.store.clone(), Arc::clone(&operations) as _, settings.jobs.clone(), floor)
+            .await?;
     operations.join_engine(engine.clone());
     let stop = CancellationToken::new();
     let resumed = engine.resume();
@@ -295,7 +302,8 @@ fn start_recurring(engine: &Engine, operations: &Arc<Operations>, settings: &Set
     ];
     for (name, every, make) in kinds {
         let operations = Arc::clone(operations);
-        let submission = Arc::new(move || operations.submission(name, "agent", make(), JobOptions::default()));
+        let submission =
+            Arc::new(move || operations.submission(name, "agent", make(), JobOptions::default()));
         engine.start_recurring(Recurring { name, every, submission });
     }
 }

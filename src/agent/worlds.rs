@@ -39,8 +39,9 @@ pub(super) async fn open(settings: &Settings, state_dir: &Path) -> Result<Opened
         ToolstackChoice::Sim => ToolstackChoice::Sim,
         ToolstackChoice::Auto | ToolstackChoice::Xl => return Err(no_xen(choice.toolstack)),
     };
-    let simulated =
-        toolstack == ToolstackChoice::Sim || choice.kernel == WorldChoice::Sim || choice.host == WorldChoice::Sim;
+    let simulated = toolstack == ToolstackChoice::Sim
+        || choice.kernel == WorldChoice::Sim
+        || choice.host == WorldChoice::Sim;
     let world = if simulated { Some(simulated_world(state_dir).await?) } else { None };
     let sim = || world.clone().ok_or_else(|| StartError::World("there is no simulated world".to_owned()));
     let limit = Duration::from_secs(settings.vm.toolstack_timeout_s);

@@ -69,8 +69,12 @@ impl Arguments {
     pub fn check(verb: &'static str, params: &'static [Param], values: Vec<Value>) -> Result<Self> {
         let least = params.iter().filter(|p| !p.optional).count();
         if values.len() < least || values.len() > params.len() {
-            let names: Vec<String> = params.iter().map(|p| if p.optional { format!("[{}]", p.name) } else { p.name.to_owned() }).collect();
-            let text = format!("{verb} takes ({}), and was given {} parameters", names.join(", "), values.len());
+            let names: Vec<String> = params
+                .iter()
+                .map(|p| if p.optional { format!("[{}]", p.name) } else { p.name.to_owned() })
+                .collect();
+            let text =
+                format!("{verb} takes ({}), and was given {} parameters", names.join(", "), values.len());
             return Err(ApiFault::invalid(text));
         }
         let mut checked = BTreeMap::new();
@@ -80,7 +84,12 @@ impl Arguments {
                 continue;
             }
             if !param.kind.fits(&value) {
-                let text = format!("{verb}: {} is of the wrong type ({}); allowed: {}", param.name, type_name(&value), param.kind.as_str());
+                let text = format!(
+                    "{verb}: {} is of the wrong type ({}); allowed: {}",
+                    param.name,
+                    type_name(&value),
+                    param.kind.as_str()
+                );
                 return Err(ApiFault::invalid(text));
             }
             checked.insert(param.name, value);
@@ -181,7 +190,8 @@ impl<'a> Fields<'a> {
             _ => None,
         };
         if let Some(unknown) = map.and_then(|m| m.keys().find(|k| !allowed.contains(&k.as_str()))) {
-            let why = format!("has no field {}; allowed: {}", crate::model::excerpt(unknown), allowed.join(", "));
+            let why =
+                format!("has no field {}; allowed: {}", crate::model::excerpt(unknown), allowed.join(", "));
             return Err(arguments.wrong(name, why));
         }
         Ok(Self { arguments, name, map })

@@ -27,7 +27,8 @@ pub fn verbs() -> impl Iterator<Item = Verb> {
 
 fn event_list<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        let fields = Fields::of(arguments, "filter", &["since", "limit", "severity", "object", "unacknowledged"])?;
+        let fields =
+            Fields::of(arguments, "filter", &["since", "limit", "severity", "object", "unacknowledged"])?;
         let severity = match fields.text("severity")? {
             None => None,
             Some(name) => Some(Severity::parse(&name).ok_or_else(|| {
@@ -69,7 +70,11 @@ fn event_wait<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxF
     .boxed()
 }
 
-fn event_ack<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+fn event_ack<'a>(
+    api: &'a Api,
+    arguments: &'a Arguments,
+    caller: &'a Caller,
+) -> BoxFuture<'a, Result<Answer>> {
     async move {
         let list = arguments.array("numbers")?;
         if list.len() > 1000 {
@@ -77,7 +82,8 @@ fn event_ack<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> 
         }
         let number = |v: &Value| integer(v).and_then(|n| u64::try_from(n).ok()).map(EventNumber);
         let numbers: Option<Vec<_>> = list.iter().map(number).collect();
-        let numbers = numbers.ok_or_else(|| arguments.wrong("numbers", "allowed: whole numbers, 0 or more"))?;
+        let numbers =
+            numbers.ok_or_else(|| arguments.wrong("numbers", "allowed: whole numbers, 0 or more"))?;
         let count = api.operations.events.acknowledge(&numbers, &caller.to_string()).await?;
         Ok(int(i64::try_from(count).unwrap_or(i64::MAX)).into())
     }

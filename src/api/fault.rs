@@ -12,11 +12,19 @@ use crate::wire::Fault;
 
 /// Name, code, and what it means. Codes are never given twice.
 pub const TABLE: &[(&str, i32, &str)] = &[
-    ("INVALID_PARAMETER", 100, "a parameter is missing, of the wrong type, or not allowed; the text says which and what is allowed"),
+    (
+        "INVALID_PARAMETER",
+        100,
+        "a parameter is missing, of the wrong type, or not allowed; the text says which and what is allowed",
+    ),
     ("UNKNOWN_VERB", 101, "there is no such verb; system.listMethods lists them"),
     ("NOT_PERMITTED", 102, "the caller's role does not allow the verb"),
     ("NOT_A_JOB", 103, "the verb cannot be submitted as a job"),
-    ("CONFLICT", 104, "somebody else changed the same thing meanwhile; nothing was changed, look and ask again"),
+    (
+        "CONFLICT",
+        104,
+        "somebody else changed the same thing meanwhile; nothing was changed, look and ask again",
+    ),
     ("VM_NOT_FOUND", 200, "no VM has this id"),
     ("VM_EXISTS", 201, "the id, the name or a MAC address is taken"),
     ("VM_STATE", 202, "the VM's state does not allow it; the text says in which states it is allowed"),
@@ -32,13 +40,21 @@ pub const TABLE: &[(&str, i32, &str)] = &[
     ("JOB_ENDED", 302, "the job has ended already and cannot be cancelled"),
     ("CANCELLED", 303, "the job was cancelled; what it did was taken back"),
     ("JOB_DEADLINE", 304, "the job's deadline passed; what it did was taken back"),
-    ("INTERRUPTED", 305, "the agent died during the job, and the job could not go on; what it did was taken back"),
+    (
+        "INTERRUPTED",
+        305,
+        "the agent died during the job, and the job could not go on; what it did was taken back",
+    ),
     ("QUEUE_FULL", 306, "too many jobs are open; nothing was accepted, try again later"),
     ("IDEMPOTENCY_CONFLICT", 307, "the idempotency key was used for another request"),
     ("CHILD_REFUSED", 308, "a job could not start its child"),
     ("ALREADY_OWNED", 400, "another manager owns this host"),
     ("NOT_OWNED", 401, "no manager owns this host"),
-    ("NOT_OWNER", 403, "another manager owns this host, and only it (or the operator on the host) may release it"),
+    (
+        "NOT_OWNER",
+        403,
+        "another manager owns this host, and only it (or the operator on the host) may release it",
+    ),
     ("INVALID_CERTIFICATE", 404, "a certificate cannot be read, or is too weak"),
     ("CERTIFICATE_FAILED", 402, "a certificate could not be made or read"),
     ("HOST_FAILED", 500, "the host's system refused or failed; its words follow"),
@@ -144,7 +160,10 @@ mod tests {
     fn a_dialect_fault_has_code_one_and_the_form_of_its_release() {
         let fault = ApiFault::new("VM_NOT_FOUND", "no VM x");
         let wire = fault.on_wire(true, Dialect::V32);
-        assert_eq!((wire.fault_code, wire.fault_string.as_str()), (1, "exceptions.Exception:VM_NOT_FOUND: no VM x"));
+        assert_eq!(
+            (wire.fault_code, wire.fault_string.as_str()),
+            (1, "exceptions.Exception:VM_NOT_FOUND: no VM x")
+        );
         let wire = fault.on_wire(true, Dialect::V33);
         assert!(wire.fault_string.starts_with("<type 'exceptions.Exception'>:"));
         assert_eq!(fault.on_wire(false, Dialect::V32).fault_code, 200);

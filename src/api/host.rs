@@ -60,7 +60,11 @@ pub fn verbs() -> impl Iterator<Item = Verb> {
 
 macro_rules! reader {
     ($name:ident, |$api:ident, $arguments:ident| $body:expr) => {
-        fn $name<'a>($api: &'a Api, $arguments: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+        fn $name<'a>(
+            $api: &'a Api,
+            $arguments: &'a Arguments,
+            _: &'a Caller,
+        ) -> BoxFuture<'a, Result<Answer>> {
             async move { $body }.boxed()
         }
     };
@@ -98,7 +102,8 @@ async fn registered_ip(api: &Api) -> IpAddr {
         return listen;
     }
     let links = api.operations.kernel.links().await.unwrap_or_default();
-    let mut addresses = links.iter().filter(|l| l.up && !l.loopback).flat_map(|l| l.addresses.iter().map(|(a, _)| *a));
+    let mut addresses =
+        links.iter().filter(|l| l.up && !l.loopback).flat_map(|l| l.addresses.iter().map(|(a, _)| *a));
     addresses.find(IpAddr::is_ipv4).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
@@ -141,7 +146,8 @@ reader!(get_datetime, |api, _arguments| {
     let now = api.operations.machine.now().await?;
     let zone = api.operations.machine.timezone().await?;
     let unknown = |e: jiff::Error| ApiFault::new("HOST_FAILED", format!("the time zone cannot be used: {e}"));
-    let instant = jiff::Timestamp::from_millisecond(i64::try_from(now.0).unwrap_or(i64::MAX)).map_err(unknown)?;
+    let instant =
+        jiff::Timestamp::from_millisecond(i64::try_from(now.0).unwrap_or(i64::MAX)).map_err(unknown)?;
     let local = instant.in_tz(&zone.name).map_err(unknown)?.datetime();
     let parts = [
         i64::from(local.year()),
@@ -174,13 +180,15 @@ reader!(get_timezone, |api, _arguments| {
 });
 
 planner!(set_timezone, |_api, arguments| {
-    let step = Step::SetTimezone { name: arguments.text("timezone")?.to_owned(), rtc_utc: arguments.bool("utc")? };
+    let step =
+        Step::SetTimezone { name: arguments.text("timezone")?.to_owned(), rtc_utc: arguments.bool("utc")? };
     Ok(plan::host_change("set the time zone", "clock", step))
 });
 
 reader!(get_ntp, |api, _arguments| {
     let ntp = api.operations.machine.ntp().await?;
-    Ok(Value::Array(vec![texts(ntp.servers), Value::Bool(ntp.local_time_source), Value::Bool(ntp.running)]).into())
+    Ok(Value::Array(vec![texts(ntp.servers), Value::Bool(ntp.local_time_source), Value::Bool(ntp.running)])
+        .into())
 });
 
 planner!(set_ntp, |_api, arguments| {
@@ -192,8 +200,16 @@ planner!(set_ntp, |_api, arguments| {
     Ok(plan::host_change("set the NTP servers", "clock", step))
 });
 
-planner!(enable_ntp, |_api, _arguments| Ok(plan::host_change("start NTP", "clock", Step::EnableNtp { enabled: true })));
-planner!(disable_ntp, |_api, _arguments| Ok(plan::host_change("stop NTP", "clock", Step::EnableNtp { enabled: false })));
+planner!(enable_ntp, |_api, _arguments| Ok(plan::host_change(
+    "start NTP",
+    "clock",
+    Step::EnableNtp { enabled: true }
+)));
+planner!(disable_ntp, |_api, _arguments| Ok(plan::host_change(
+    "stop NTP",
+    "clock",
+    Step::EnableNtp { enabled: false }
+)));
 
 /// How much of one log is answered.
 const LOG_BYTES: Bytes = Bytes(256 * 1024);
@@ -225,7 +241,9 @@ reader!(get_support_files, |api, _arguments| {
 });
 
 async fn support_text(api: &Api, piece: Piece) -> Result<String> {
-    let json = |value: std::result::Result<String, serde_json::Error>| value.map_err(|e| ApiFault::new("INTERNAL", e.to_string()));
+    let json = |value: std::result::Result<String, serde_json::Error>| {
+        value.map_err(|e| ApiFault::new("INTERNAL", e.to_string()))
+    };
     match piece {
         Piece::Log(name) => Ok(api.operations.machine.log(name, LOG_BYTES).await?),
         Piece::Settings => Ok(format!("{:#?}", api.operations.settings)),
@@ -290,7 +308,11 @@ planner!(update_server_roles, |api, arguments| {
     Ok(plan::host_change(event.clone(), "host-record", Step::PutHost { before, record, event }))
 });
 
-planner!(certificate_renew, |_api, _arguments| Ok(plan::host_change("renew the certificate", "certificate", Step::RenewCertificate { if_due: false })));
+planner!(certificate_renew, |_api, _arguments| Ok(plan::host_change(
+    "renew the certificate",
+    "certificate",
+    Step::RenewCertificate { if_due: false }
+)));
 
 reader!(certificate_get, |api, _arguments| {
     let about = Arc::clone(&api.about);
@@ -327,7 +349,10 @@ reader!(host_get, |api, _arguments| {
         ("state", text(if owner.is_some() { "owned" } else { "unowned" })),
         ("manager_uuid", text(owner.map_or("", |o| o.manager.as_str()))),
         ("since", text(owner.map_or_else(String::new, |o| o.since.to_string()))),
-        ("certificate", text(owner.and_then(|o| o.certificate.as_ref()).map_or("", |c| c.fingerprint.as_str()))),
+        (
+            "certificate",
+            text(owner.and_then(|o| o.certificate.as_ref()).map_or("", |c| c.fingerprint.as_str())),
+        ),
         ("event_url", text(owner.and_then(|o| o.event_url.as_ref()).map_or("", |u| u.as_str()))),
         ("core_api_url", text(owner.and_then(|o| o.core_api_url.as_ref()).map_or("", |u| u.as_str()))),
         ("statistic_url", text(owner.and_then(|o| o.statistic_url.as_ref()).map_or("", |u| u.as_str()))),

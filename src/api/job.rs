@@ -50,7 +50,11 @@ fn not_found(id: JobId) -> ApiFault {
     ApiFault::new("JOB_NOT_FOUND", format!("no job {id}, or it is no longer kept"))
 }
 
-fn job_submit<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+fn job_submit<'a>(
+    api: &'a Api,
+    arguments: &'a Arguments,
+    caller: &'a Caller,
+) -> BoxFuture<'a, Result<Answer>> {
     async move {
         let verb = api.verb(arguments.text("verb")?)?;
         Api::permit(verb, caller)?;
@@ -61,11 +65,18 @@ fn job_submit<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) ->
             return Ok(plan_value(verb.name, &plan).into());
         }
         let key = fields.text("idempotency_key")?;
-        let key = key.map(|k| Label::parse(&k).map_err(|e| arguments.wrong("options", format!("idempotency_key: {e}")))).transpose()?;
+        let key = key
+            .map(|k| {
+                Label::parse(&k).map_err(|e| arguments.wrong("options", format!("idempotency_key: {e}")))
+            })
+            .transpose()?;
         let deadline = match fields.int("deadline_s")? {
             None => None,
             Some(s @ 1..=604_800) => Some(Duration::from_secs(s)),
-            Some(s) => return Err(arguments.wrong("options", format!("deadline_s: {s} is out of range; allowed: 1 to 604800"))),
+            Some(s) => {
+                return Err(arguments
+                    .wrong("options", format!("deadline_s: {s} is out of range; allowed: 1 to 604800")));
+            }
         };
         // A caller's key is its own: another caller with the same key means another job.
         let key = key.map(|k| format!("{caller}/{k}"));
@@ -106,7 +117,8 @@ fn job_wait<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxFut
     async move {
         let id = job_id(arguments)?;
         let seconds = u64::try_from(arguments.within("timeout_s", 0..=MAX_WAIT_S)?).unwrap_or(0);
-        let record = api.engine().wait(id, Duration::from_secs(seconds)).await?.ok_or_else(|| not_found(id))?;
+        let record =
+            api.engine().wait(id, Duration::from_secs(seconds)).await?.ok_or_else(|| not_found(id))?;
         Ok(full(api, &record).into())
     }
     .boxed()
@@ -118,7 +130,8 @@ fn job_list<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxFut
         let state = match fields.text("state")? {
             None => None,
             Some(name) => Some(parse_state(&name).ok_or_else(|| {
-                arguments.wrong("filter", "state: allowed: queued, running, undoing, succeeded, failed, cancelled")
+                arguments
+                    .wrong("filter", "state: allowed: queued, running, undoing, succeeded, failed, cancelled")
             })?),
         };
         let listing = Listing {
@@ -139,7 +152,11 @@ fn parse_state(name: &str) -> Option<JobState> {
     [Queued, Running, Undoing, Succeeded, Failed, Cancelled].into_iter().find(|s| s.as_str() == name)
 }
 
-fn job_cancel<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+fn job_cancel<'a>(
+    api: &'a Api,
+    arguments: &'a Arguments,
+    caller: &'a Caller,
+) -> BoxFuture<'a, Result<Answer>> {
     async move {
         let id = job_id(arguments)?;
         if api.engine().cancel(id, &caller.to_string()).await? {
@@ -179,9 +196,14 @@ fn time(time: Option<Timestamp>) -> Value {
 /// A job without its steps.
 fn brief(api: &Api, job: &JobRecord) -> BTreeMap<String, Value> {
     let waiting = if job.state == JobState::Queued { api.engine().waiting_for(job.id) } else { Vec::new() };
-    let waiting = waiting.iter().map(|(lock, other)| structure([("lock", text(lock)), ("job", int(other.0)), ("verb", text(""))]));
+    let waiting = waiting
+        .iter()
+        .map(|(lock, other)| structure([("lock", text(lock)), ("job", int(other.0)), ("verb", text(""))]));
     let fault = job.fault.as_ref().map(|fault| {
-        let code = super::fault::TABLE.iter().find(|(name, ..)| *name == fault.name).map_or(799, |(_, code, _)| *code);
+        let code = super::fault::TABLE
+            .iter()
+            .find(|(name, ..)| *name == fault.name)
+            .map_or(799, |(_, code, _)| *code);
         structure([("code", int(code)), ("name", text(&fault.name)), ("text", text(fault))])
     });
     let fields = [

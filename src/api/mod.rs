@@ -138,14 +138,20 @@ impl Api {
                 self.operations.look_at(domains);
                 *sampled = Some(Instant::now());
             }
-            Err(error) => tracing::warn!(%error, "the domains cannot be listed; answering with what was last seen"),
+            Err(error) => {
+                tracing::warn!(%error, "the domains cannot be listed; answering with what was last seen")
+            }
         }
     }
 
     fn verb(&self, name: &str) -> Result<&Verb> {
         self.verbs.get(name).ok_or_else(|| {
             let near = self.verbs.keys().filter(|known| near(known, name)).copied().collect::<Vec<_>>();
-            let hint = if near.is_empty() { "system.listMethods lists all".to_owned() } else { format!("did you mean {}?", near.join(", ")) };
+            let hint = if near.is_empty() {
+                "system.listMethods lists all".to_owned()
+            } else {
+                format!("did you mean {}?", near.join(", "))
+            };
             ApiFault::new("UNKNOWN_VERB", format!("there is no verb {}; {hint}", crate::model::excerpt(name)))
         })
     }
@@ -177,7 +183,13 @@ impl Api {
     }
 
     /// Plans a change and hands it to the engine.
-    async fn submit(&self, verb: &Verb, params: Vec<Value>, caller: &Caller, options: Options) -> Result<JobId> {
+    async fn submit(
+        &self,
+        verb: &Verb,
+        params: Vec<Value>,
+        caller: &Caller,
+        options: Options,
+    ) -> Result<JobId> {
         let shown = masked(verb, &params);
         let plan = self.plan(verb, params, caller).await?;
         let mut submission = self.operations.submission(verb.name, &caller.to_string(), plan, options);
@@ -213,7 +225,11 @@ impl Api {
                 Err(ApiFault::new("STOPPING", text))
             }
             _ => {
-                let text = format!("job {id} is still {} after {} s and goes on; job_wait({id}, …) waits for it", record.state.as_str(), limit.as_secs());
+                let text = format!(
+                    "job {id} is still {} after {} s and goes on; job_wait({id}, …) waits for it",
+                    record.state.as_str(),
+                    limit.as_secs()
+                );
                 Err(ApiFault::new("JOB_STILL_RUNNING", text))
             }
         }
@@ -223,7 +239,9 @@ impl Api {
 /// The parameters as a job shows them. What goes to a guest may be anything, so only its keys are kept.
 fn masked(verb: &Verb, params: &[Value]) -> serde_json::Value {
     let list = verb.params.iter().zip(params).map(|(param, value)| match value {
-        Value::Struct(map) if verb.name == "send_to_guest" => serde_json::Value::from(map.keys().cloned().collect::<Vec<_>>()),
+        Value::Struct(map) if verb.name == "send_to_guest" => {
+            serde_json::Value::from(map.keys().cloned().collect::<Vec<_>>())
+        }
         value => {
             let named = Value::Struct(std::iter::once((param.name.to_owned(), value.clone())).collect());
             value::to_json_masked(&named)[param.name].clone()

@@ -70,7 +70,11 @@ fn take_ownership<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> 
             Some(Value::String(id)) => raw.manager = id,
             Some(Value::Struct(map)) => {
                 if let Some(other) = map.keys().find(|k| !FIELDS.contains(&k.as_str())) {
-                    let why = format!("has no field {}; allowed: {}", crate::model::excerpt(other), FIELDS.join(", "));
+                    let why = format!(
+                        "has no field {}; allowed: {}",
+                        crate::model::excerpt(other),
+                        FIELDS.join(", ")
+                    );
                     return Err(arguments.wrong("manager", why));
                 }
                 let field = |name: &str| match map.get(name) {
@@ -78,7 +82,8 @@ fn take_ownership<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> 
                     Some(Value::String(text)) => Ok(Some(text.as_str())),
                     Some(_) => Err(arguments.wrong("manager", format!("{name} is no string"))),
                 };
-                raw.manager = field("manager_uuid")?.ok_or_else(|| arguments.wrong("manager", "manager_uuid is missing"))?;
+                raw.manager = field("manager_uuid")?
+                    .ok_or_else(|| arguments.wrong("manager", "manager_uuid is missing"))?;
                 raw.core_api_url = field("manager_core_api_url")?;
                 raw.event_url = field("manager_event_url")?;
                 raw.statistic_url = field("manager_statistic_url")?;
@@ -95,7 +100,11 @@ fn take_ownership<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> 
     .boxed()
 }
 
-fn release_ownership<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Plan>> {
+fn release_ownership<'a>(
+    api: &'a Api,
+    arguments: &'a Arguments,
+    caller: &'a Caller,
+) -> BoxFuture<'a, Result<Plan>> {
     async move {
         let ownership = &api.operations.host_record().ownership;
         // The operator can always free the host, whatever a manager has left behind.

@@ -54,7 +54,11 @@ fn method_help<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> Box
     .boxed()
 }
 
-fn method_signature<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+fn method_signature<'a>(
+    api: &'a Api,
+    arguments: &'a Arguments,
+    _: &'a Caller,
+) -> BoxFuture<'a, Result<Answer>> {
     async {
         let verb = api.verb(arguments.text("method")?)?;
         let least = verb.params.iter().filter(|p| !p.optional).count();
@@ -94,11 +98,17 @@ fn verb_value(verb: &Verb) -> Value {
     ])
 }
 
-fn multicall<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+fn multicall<'a>(
+    api: &'a Api,
+    arguments: &'a Arguments,
+    caller: &'a Caller,
+) -> BoxFuture<'a, Result<Answer>> {
     async {
         let calls = arguments.array("calls")?;
         if calls.len() > MAX_CALLS {
-            return Err(arguments.wrong("calls", format!("{} calls; allowed: up to {MAX_CALLS}", calls.len())));
+            return Err(
+                arguments.wrong("calls", format!("{} calls; allowed: up to {MAX_CALLS}", calls.len()))
+            );
         }
         let dialect = api.operations.settings.dialect;
         let mut answers = Vec::with_capacity(calls.len());
@@ -107,7 +117,10 @@ fn multicall<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> 
                 Ok(value) => Value::Array(vec![value]),
                 Err((fault, dialect_verb)) => {
                     let fault = fault.on_wire(dialect_verb, dialect);
-                    structure([("faultCode", int(fault.fault_code)), ("faultString", text(fault.fault_string))])
+                    structure([
+                        ("faultCode", int(fault.fault_code)),
+                        ("faultString", text(fault.fault_string)),
+                    ])
                 }
             });
         }
@@ -146,8 +159,10 @@ fn plain(api: &Api, answer: Answer) -> Result<Value> {
         array @ Answer::Array(_) => {
             let limits = &api.operations.settings.wire;
             let internal = |e: String| ApiFault::new("ANSWER_TOO_BIG", e);
-            let parts = encode_response(&array, limits.max_answer_bytes).map_err(|e| internal(e.to_string()))?;
-            let own = crate::config::Wire { max_body_bytes: usize::MAX, max_values: usize::MAX, ..limits.clone() };
+            let parts =
+                encode_response(&array, limits.max_answer_bytes).map_err(|e| internal(e.to_string()))?;
+            let own =
+                crate::config::Wire { max_body_bytes: usize::MAX, max_values: usize::MAX, ..limits.clone() };
             let decoded = decode_response(&parts.concat(), &own).map_err(|e| internal(e.to_string()))?;
             decoded.map_err(|fault| ApiFault::new("INTERNAL", fault.fault_string))
         }

@@ -51,7 +51,8 @@ pub fn to_json_masked(value: &Value) -> serde_json::Value {
 
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    ["passw", "secret", "credential", "private", "token"].iter().any(|part| name.contains(part)) || name == "vncp"
+    ["passw", "secret", "credential", "private", "token"].iter().any(|part| name.contains(part))
+        || name == "vncp"
 }
 
 fn masked(name: &str, value: &Value, left: &mut usize) -> serde_json::Value {
@@ -93,7 +94,9 @@ fn masked_text(text: &str) -> String {
         return cut;
     }
     let part = |part: &str| match part.split_once('=') {
-        Some((key, _)) if is_secret(key.trim_matches(|c: char| !c.is_ascii_alphanumeric())) => format!("{key}=***"),
+        Some((key, _)) if is_secret(key.trim_matches(|c: char| !c.is_ascii_alphanumeric())) => {
+            format!("{key}=***")
+        }
         _ => part.to_owned(),
     };
     cut.split(',').map(part).collect::<Vec<_>>().join(",")

@@ -14,8 +14,10 @@ use crate::wire::{Answer, Caller, Role, Value};
 use crate::xen::Trigger;
 use futures_util::future::{BoxFuture, FutureExt};
 
-const REPO: super::arguments::Param = need("repo_id", Type::Text, "the repository's id: 32 hex digits, with or without dashes");
-const VM: super::arguments::Param = need("vm_id", Type::Text, "the VM's id: 32 hex digits, with or without dashes");
+const REPO: super::arguments::Param =
+    need("repo_id", Type::Text, "the repository's id: 32 hex digits, with or without dashes");
+const VM: super::arguments::Param =
+    need("vm_id", Type::Text, "the VM's id: 32 hex digits, with or without dashes");
 
 #[rustfmt::skip]
 const DIALECT: &[Row] = &[
@@ -90,7 +92,12 @@ fn known(api: &Api, arguments: &Arguments) -> Result<Vm> {
     let (repo, vm) = ids(arguments)?;
     let same = |a: &RepoId| a.as_str().replace('-', "").eq_ignore_ascii_case(&repo.as_str().replace('-', ""));
     let found = api.operations.vms.get(vm).filter(|v| same(&v.record.repo));
-    found.ok_or_else(|| ApiFault::new("VM_NOT_FOUND", format!("no VM {vm} is known here in repository {repo}; vm_list shows all")))
+    found.ok_or_else(|| {
+        ApiFault::new(
+            "VM_NOT_FOUND",
+            format!("no VM {vm} is known here in repository {repo}; vm_list shows all"),
+        )
+    })
 }
 
 fn form<'a>(api: &'a Api, verb: &'static str) -> Form<'a> {
@@ -114,7 +121,12 @@ planner!(create_vm, |api, arguments| {
 
 planner!(set_vm_config, |api, arguments| {
     let old = known(api, arguments)?.record;
-    let new = form(api, "set_vm_config").create(old.repo.clone(), old.id(), arguments.structure("params")?, old.created)?;
+    let new = form(api, "set_vm_config").create(
+        old.repo.clone(),
+        old.id(),
+        arguments.structure("params")?,
+        old.created,
+    )?;
     Ok(plan::set_vm_config(VmRecord { intent: old.intent.clone(), cores: old.cores.clone(), ..new }))
 });
 
@@ -129,7 +141,9 @@ planner!(unconfigure_vm, |api, arguments| {
     let old = known(api, arguments)?.record;
     let params = arguments.structure("params")?;
     if let Some(other) = params.keys().find(|k| !matches!(k.as_str(), "disk" | "vif")) {
-        return Err(arguments.wrong("params", format!("has {}; allowed: disk, vif", crate::model::excerpt(other))));
+        return Err(
+            arguments.wrong("params", format!("has {}; allowed: disk, vif", crate::model::excerpt(other)))
+        );
     }
     // What is named is read as a VM of its own, so that every way to write an entry finds the same device.
     let named = form(api, "unconfigure_vm").create(old.repo.clone(), old.id(), params, old.created)?.config;
@@ -153,7 +167,8 @@ planner!(stop_vm, |api, arguments| {
 planner!(reboot_vm, |api, arguments| {
     let vm = known(api, arguments)?.record.id();
     let least = api.operations.settings.vm.shutdown_timeout_s;
-    let wait = u64::try_from(arguments.opt_int("wait").unwrap_or(0)).map_err(|_| arguments.wrong("wait", "is negative"))?;
+    let wait = u64::try_from(arguments.opt_int("wait").unwrap_or(0))
+        .map_err(|_| arguments.wrong("wait", "is negative"))?;
     Ok(plan::reboot_vm(vm, wait.clamp(least, 3600.max(least))))
 });
 
@@ -190,7 +205,15 @@ planner!(trigger_vm, |api, arguments| {
         "power" => Trigger::Power,
         "sleep" => Trigger::Sleep,
         "s3resume" => Trigger::S3resume,
-        other => return Err(arguments.wrong("name", format!("{} is not one; allowed: nmi, reset, init, power, sleep, s3resume", crate::model::excerpt(other)))),
+        other => {
+            return Err(arguments.wrong(
+                "name",
+                format!(
+                    "{} is not one; allowed: nmi, reset, init, power, sleep, s3resume",
+                    crate::model::excerpt(other)
+                ),
+            ));
+        }
     };
     let vcpu = match arguments.opt_int("vcpu") {
         None => None,
@@ -207,15 +230,24 @@ planner!(send_to_guest, |api, arguments| {
     }
     let mut values = Vec::new();
     for (key, value) in params {
-        let plain = (1..=64).contains(&key.len()) && key.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c));
+        let plain = (1..=64).contains(&key.len())
+            && key.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c));
         let value = match (value, integer(value)) {
             (Value::String(s), _) => s.clone(),
             (Value::Bool(b), _) => b.to_string(),
             (_, Some(n)) => n.to_string(),
-            _ => return Err(arguments.wrong("params", format!("{} is no text, number or boolean", crate::model::excerpt(key)))),
+            _ => {
+                return Err(arguments.wrong(
+                    "params",
+                    format!("{} is no text, number or boolean", crate::model::excerpt(key)),
+                ));
+            }
         };
         if !plain || value.len() > 1024 || value.contains('\0') {
-            let why = format!("{}: allowed: keys of 1 to 64 letters, digits, _ . -; values up to 1024 bytes", crate::model::excerpt(key));
+            let why = format!(
+                "{}: allowed: keys of 1 to 64 letters, digits, _ . -; values up to 1024 bytes",
+                crate::model::excerpt(key)
+            );
             return Err(arguments.wrong("params", why));
         }
         values.push((key.clone(), value));
@@ -250,7 +282,11 @@ fn core_answer(job: &JobRecord) -> Value {
     super::value::from_json(job.result.as_ref().unwrap_or(&serde_json::Value::Null))
 }
 
-fn get_vm_config<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+fn get_vm_config<'a>(
+    api: &'a Api,
+    arguments: &'a Arguments,
+    caller: &'a Caller,
+) -> BoxFuture<'a, Result<Answer>> {
     async move {
         let vm = known(api, arguments)?;
         Ok(vm_show::config(&vm.record, caller.role >= Role::Operator).into())
@@ -299,14 +335,17 @@ fn list_vm_core<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> Bo
 }
 
 fn vm_list<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
-    async move { Ok(Value::Array(api.operations.vms.all().iter().map(vm_show::summary).collect()).into()) }.boxed()
+    async move { Ok(Value::Array(api.operations.vms.all().iter().map(vm_show::summary).collect()).into()) }
+        .boxed()
 }
 
 fn vm_get<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
     async move {
         let id: VmId = arguments.parse("vm_id")?;
         let vm = api.operations.vms.get(id);
-        let vm = vm.ok_or_else(|| ApiFault::new("VM_NOT_FOUND", format!("no VM {id} is known here; vm_list shows all")))?;
+        let vm = vm.ok_or_else(|| {
+            ApiFault::new("VM_NOT_FOUND", format!("no VM {id} is known here; vm_list shows all"))
+        })?;
         api.fresh_sample().await;
         let vm = api.operations.vms.get(id).unwrap_or(vm);
         let Value::Struct(mut map) = vm_show::details(&vm, caller.role >= Role::Operator) else {

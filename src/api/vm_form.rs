@@ -8,22 +8,59 @@ use crate::model::{IfName, Mac, MiB, RepoId, SafePath, Text, Timestamp, VmId, Vm
 use crate::vm::{Intent, KeptText, KeptValue, VmRecord};
 use crate::wire::Value;
 use crate::xen::config::{
-    Boot, BootOrder, Disk, DiskBacking, DiskDevice, DiskMode, DomainConfig, GuestType, Keymap, MAX_DISKS, MAX_MEMORY,
-    MAX_VCPUS, MAX_VIFS, OnEnd, PygrubArgs, TscMode, Vif, VifModel, Vnc, VncPassword,
+    Boot, BootOrder, Disk, DiskBacking, DiskDevice, DiskMode, DomainConfig, GuestType, Keymap, MAX_DISKS,
+    MAX_MEMORY, MAX_VCPUS, MAX_VIFS, OnEnd, PygrubArgs, TscMode, Vif, VifModel, Vnc, VncPassword,
 };
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Keys that are typed.
 const TYPED: &[&str] = &[
-    "name", "uuid", "memory", "maxmem", "vcpus", "maxvcpus", "cpu_weight", "cpu_cap", "cpus", "disk", "vif", "vfb",
-    "bootloader", "bootargs", "bootloader_args", "extra", "kernel", "ramdisk", "boot", "builder", "type",
-    "on_poweroff", "on_reboot", "on_crash", "tsc_mode", "acpi", "apic", "pae", "usb", "usbdevice", "serial",
-    "localtime", "vnc", "vnclisten", "vncpasswd", "vncunused", "vncdisplay", "keymap", "sdl", "stdvga",
+    "name",
+    "uuid",
+    "memory",
+    "maxmem",
+    "vcpus",
+    "maxvcpus",
+    "cpu_weight",
+    "cpu_cap",
+    "cpus",
+    "disk",
+    "vif",
+    "vfb",
+    "bootloader",
+    "bootargs",
+    "bootloader_args",
+    "extra",
+    "kernel",
+    "ramdisk",
+    "boot",
+    "builder",
+    "type",
+    "on_poweroff",
+    "on_reboot",
+    "on_crash",
+    "tsc_mode",
+    "acpi",
+    "apic",
+    "pae",
+    "usb",
+    "usbdevice",
+    "serial",
+    "localtime",
+    "vnc",
+    "vnclisten",
+    "vncpasswd",
+    "vncunused",
+    "vncdisplay",
+    "keymap",
+    "sdl",
+    "stdvga",
 ];
 
 /// Keys of the dialect that mean nothing to us and are kept: shown back, never acted on.
-const KEPT: &[&str] = &["guest_os_type", "timer_mode", "device_model", "on_xend_start", "on_xend_stop", "description"];
+const KEPT: &[&str] =
+    &["guest_os_type", "timer_mode", "device_model", "on_xend_start", "on_xend_stop", "description"];
 
 /// How many keys of a manager's own are kept.
 const MAX_KEPT: usize = 64;
@@ -123,7 +160,12 @@ impl Form<'_> {
         match params.keys().find(|k| !known(k)) {
             None => Ok(()),
             Some(key) => {
-                let why = format!("unknown key {}; allowed: {}, {} and OVM_*", crate::model::excerpt(key), TYPED.join(", "), KEPT.join(", "));
+                let why = format!(
+                    "unknown key {}; allowed: {}, {} and OVM_*",
+                    crate::model::excerpt(key),
+                    TYPED.join(", "),
+                    KEPT.join(", ")
+                );
                 Err(ApiFault::invalid(format!("{}: params: {why}", self.verb)))
             }
         }
@@ -148,13 +190,20 @@ impl Form<'_> {
                 Value::Array(list) if list.len() <= 64 => {
                     let item = |v: &Value| match v {
                         Value::String(s) => text(s),
-                        other => Err(self.wrong(key, format!("holds a {}; allowed: strings", type_name(other)))),
+                        other => {
+                            Err(self.wrong(key, format!("holds a {}; allowed: strings", type_name(other))))
+                        }
                     };
                     KeptValue::List(list.iter().map(item).collect::<Result<_>>()?)
                 }
                 other => match int(other) {
                     Some(n) => KeptValue::Int(n),
-                    None => return Err(self.wrong(key, "is of the wrong type; allowed: string, int, boolean, up to 64 strings")),
+                    None => {
+                        return Err(self.wrong(
+                            key,
+                            "is of the wrong type; allowed: string, int, boolean, up to 64 strings",
+                        ));
+                    }
                 },
             };
             record.kept.insert(key.clone(), kept);
@@ -198,24 +247,43 @@ impl Form<'_> {
             config.cpu_cap = u16::try_from(n).unwrap_or(u16::MAX);
         }
         if let Some(text) = self.text(params, "cpus")? {
-            config.cpus = cpu_list(text).ok_or_else(|| self.wrong("cpus", "allowed: 0-3,5 (CPU numbers and ranges below 4096), or nothing"))?;
+            config.cpus = cpu_list(text).ok_or_else(|| {
+                self.wrong("cpus", "allowed: 0-3,5 (CPU numbers and ranges below 4096), or nothing")
+            })?;
         }
         Ok(())
     }
 
-    fn guest_type(&self, config: &mut DomainConfig, kept: &BTreeMap<String, KeptValue>, params: &Map) -> Result<()> {
+    fn guest_type(
+        &self,
+        config: &mut DomainConfig,
+        kept: &BTreeMap<String, KeptValue>,
+        params: &Map,
+    ) -> Result<()> {
         let domain_type = match kept.get("OVM_domain_type") {
-            Some(KeptValue::Text(text)) if params.contains_key("OVM_domain_type") => text.as_str().to_ascii_lowercase(),
+            Some(KeptValue::Text(text)) if params.contains_key("OVM_domain_type") => {
+                text.as_str().to_ascii_lowercase()
+            }
             _ => String::new(),
         };
         config.guest = match (self.text(params, "type")?, self.text(params, "builder")?) {
             (Some("pv"), _) => GuestType::Pv,
             (Some("pvh"), _) => GuestType::Pvh,
             (Some("hvm"), _) => GuestType::Hvm,
-            (Some(other), _) => return Err(self.wrong("type", format!("{} is not one; allowed: pv, pvh, hvm", crate::model::excerpt(other)))),
+            (Some(other), _) => {
+                return Err(self.wrong(
+                    "type",
+                    format!("{} is not one; allowed: pv, pvh, hvm", crate::model::excerpt(other)),
+                ));
+            }
             (None, Some("hvm")) => GuestType::Hvm,
             (None, Some("linux" | "generic" | "")) => GuestType::Pv,
-            (None, Some(other)) => return Err(self.wrong("builder", format!("{} is not one; allowed: linux, generic, hvm", crate::model::excerpt(other)))),
+            (None, Some(other)) => {
+                return Err(self.wrong(
+                    "builder",
+                    format!("{} is not one; allowed: linux, generic, hvm", crate::model::excerpt(other)),
+                ));
+            }
             (None, None) if domain_type.contains("pvh") => GuestType::Pvh,
             (None, None) if domain_type.contains("hvm") => GuestType::Hvm,
             (None, None) if domain_type.contains("pvm") => GuestType::Pv,
@@ -232,7 +300,8 @@ impl Form<'_> {
             let kernel = self.kernel_file("kernel", kernel)?;
             let ramdisk = self.text(params, "ramdisk")?.filter(|r| !r.is_empty());
             let ramdisk = ramdisk.map(|r| self.kernel_file("ramdisk", r)).transpose()?;
-            config.boot = Boot::Kernel { kernel, ramdisk, cmdline: long("extra", extra.unwrap_or_default())? };
+            config.boot =
+                Boot::Kernel { kernel, ramdisk, cmdline: long("extra", extra.unwrap_or_default())? };
             return Ok(());
         }
         if let Boot::Kernel { cmdline, .. } = &mut config.boot
@@ -255,7 +324,10 @@ impl Form<'_> {
         }
         let loader = self.text(params, "bootloader")?.unwrap_or_default();
         if !matches!(loader, "" | "pygrub" | "/usr/bin/pygrub" | "/usr/lib/xen/bin/pygrub") {
-            return Err(self.wrong("bootloader", format!("{} is not one; allowed: /usr/bin/pygrub, or nothing", crate::model::excerpt(loader))));
+            return Err(self.wrong(
+                "bootloader",
+                format!("{} is not one; allowed: /usr/bin/pygrub, or nothing", crate::model::excerpt(loader)),
+            ));
         }
         let (old_args, old_extra) = match &config.boot {
             Boot::Pygrub { args, extra } => (args.clone(), extra.clone()),
@@ -273,14 +345,19 @@ impl Form<'_> {
         if path.is_below(&self.settings.kernels) {
             return Ok(path);
         }
-        Err(self.wrong(key, format!("{path} is not below the kernel folder; allowed: files below {}", self.settings.kernels)))
+        Err(self.wrong(
+            key,
+            format!("{path} is not below the kernel folder; allowed: files below {}", self.settings.kernels),
+        ))
     }
 
     /// `file:/OVS/Repositories/<repo>/VirtualDisks/x.img,xvda,w`, `phy:/dev/mapper/x,hda,w!`,
     /// `file:/…/x.iso,hdc:cdrom,r`.
     fn disk(&self, text: &str) -> Result<Disk> {
         let wrong = |why: String| self.wrong("disk", format!("{}: {why}", crate::model::excerpt(text)));
-        let form = || wrong("allowed: file:PATH,DEVICE[:cdrom],MODE or phy:/dev/mapper/NAME,DEVICE,MODE, MODE one of r, w, w!".to_owned());
+        let form = || {
+            wrong("allowed: file:PATH,DEVICE[:cdrom],MODE or phy:/dev/mapper/NAME,DEVICE,MODE, MODE one of r, w, w!".to_owned())
+        };
         let parts: Vec<&str> = text.split(',').collect();
         let [place, device, mode] = parts[..] else { return Err(form()) };
         let (backing, path) = match place.split_once(':') {
@@ -321,12 +398,18 @@ impl Form<'_> {
         let root = &self.settings.repositories;
         let path = SafePath::parse(text).map_err(|e| e.to_string())?;
         if !path.is_below(root) {
-            return Err(format!("is not below the repository folder; allowed: files below {root}/<repository id>/"));
+            return Err(format!(
+                "is not below the repository folder; allowed: files below {root}/<repository id>/"
+            ));
         }
         let rest = &path.as_str()[root.as_str().len() + 1..];
         match rest.split_once('/') {
             Some((repo, _)) => RepoId::parse(repo).map_err(|e| e.to_string())?,
-            None => return Err(format!("names no file in a repository; allowed: files below {root}/<repository id>/")),
+            None => {
+                return Err(format!(
+                    "names no file in a repository; allowed: files below {root}/<repository id>/"
+                ));
+            }
         };
         Ok(path)
     }
@@ -346,8 +429,12 @@ impl Form<'_> {
                 Some(("model", "e1000")) => model = VifModel::E1000,
                 Some(("model", "rtl8139")) => model = VifModel::Rtl8139,
                 _ => {
-                    let why = "allowed: mac=…,bridge=…[,type=netfront|ioemu][,model=e1000|rtl8139][,vifname=…]";
-                    return Err(wrong(format!("{} is not a part of a vif; {why}", crate::model::excerpt(part))));
+                    let why =
+                        "allowed: mac=…,bridge=…[,type=netfront|ioemu][,model=e1000|rtl8139][,vifname=…]";
+                    return Err(wrong(format!(
+                        "{} is not a part of a vif; {why}",
+                        crate::model::excerpt(part)
+                    )));
                 }
             }
         }
@@ -365,7 +452,9 @@ impl Form<'_> {
                 Some(text) => {
                     let mut parts = Vec::new();
                     for part in text.split(',').filter(|p| !p.is_empty()) {
-                        let pair = part.split_once('=').ok_or_else(|| self.wrong("vfb", format!("{} has no =", crate::model::excerpt(part))))?;
+                        let pair = part.split_once('=').ok_or_else(|| {
+                            self.wrong("vfb", format!("{} has no =", crate::model::excerpt(part)))
+                        })?;
                         parts.push(pair);
                     }
                     Some(self.vnc_parts(None, &parts)?)
@@ -396,7 +485,9 @@ impl Form<'_> {
             match *key {
                 "vnclisten" => vnc.listen = value.parse().map_err(|_| wrong(&"is not an IP address"))?,
                 "vncpasswd" | "vncpassword" if value.is_empty() => vnc.password = None,
-                "vncpasswd" | "vncpassword" => vnc.password = Some(VncPassword::parse(value).map_err(|e| wrong(&e))?),
+                "vncpasswd" | "vncpassword" => {
+                    vnc.password = Some(VncPassword::parse(value).map_err(|e| wrong(&e))?)
+                }
                 "keymap" if value.is_empty() => vnc.keymap = None,
                 "keymap" => vnc.keymap = Some(Keymap::parse(value).map_err(|e| wrong(&e))?),
                 "vncdisplay" => {
@@ -406,7 +497,11 @@ impl Form<'_> {
                 "type" if *value == "vnc" => {}
                 // Said by managers, and what we do anyway: a free display unless one is named.
                 "vncunused" | "vncused" | "vnc" => {}
-                _ => return Err(wrong(&"is not a part of a vfb; allowed: type=vnc, vnclisten, vncpasswd, vncdisplay, vncunused, keymap")),
+                _ => {
+                    return Err(wrong(
+                        &"is not a part of a vfb; allowed: type=vnc, vnclisten, vncpasswd, vncdisplay, vncunused, keymap",
+                    ));
+                }
             }
         }
         Ok(vnc)
@@ -422,7 +517,10 @@ impl Form<'_> {
                 Some("coredump-destroy") => Some(OnEnd::CoredumpDestroy),
                 Some("coredump-restart") => Some(OnEnd::CoredumpRestart),
                 Some(other) => {
-                    let why = format!("{} is not one; allowed: destroy, restart, preserve, coredump-destroy, coredump-restart", crate::model::excerpt(other));
+                    let why = format!(
+                        "{} is not one; allowed: destroy, restart, preserve, coredump-destroy, coredump-restart",
+                        crate::model::excerpt(other)
+                    );
                     return Err(self.wrong(key, why));
                 }
             })
@@ -441,10 +539,18 @@ impl Form<'_> {
                 (_, Some(2)) => TscMode::Native,
                 (_, Some(3)) => TscMode::NativeParavirt,
                 (Value::String(s), _) if matches!(s.as_str(), "" | "default" | "0") => TscMode::Default,
-                (Value::String(s), _) if matches!(s.as_str(), "always_emulate" | "1") => TscMode::AlwaysEmulate,
+                (Value::String(s), _) if matches!(s.as_str(), "always_emulate" | "1") => {
+                    TscMode::AlwaysEmulate
+                }
                 (Value::String(s), _) if matches!(s.as_str(), "native" | "2") => TscMode::Native,
-                (Value::String(s), _) if matches!(s.as_str(), "native_paravirt" | "3") => TscMode::NativeParavirt,
-                _ => return Err(self.wrong("tsc_mode", "allowed: default, always_emulate, native, native_paravirt")),
+                (Value::String(s), _) if matches!(s.as_str(), "native_paravirt" | "3") => {
+                    TscMode::NativeParavirt
+                }
+                _ => {
+                    return Err(
+                        self.wrong("tsc_mode", "allowed: default, always_emulate, native, native_paravirt")
+                    );
+                }
             };
         }
         config.acpi = self.flag(params, "acpi")?.unwrap_or(config.acpi);
@@ -485,7 +591,10 @@ impl Form<'_> {
         };
         match n.filter(|n| range.contains(n)) {
             Some(n) => Ok(Some(n)),
-            None => Err(self.wrong(key, format!("allowed: a whole number from {} to {}", range.start(), range.end()))),
+            None => {
+                Err(self
+                    .wrong(key, format!("allowed: a whole number from {} to {}", range.start(), range.end())))
+            }
         }
     }
 

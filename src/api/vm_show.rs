@@ -8,7 +8,9 @@ use super::value::{int, or_nil, structure, text, texts};
 use crate::model::{MiB, VmId};
 use crate::vm::{Action, Intent, KeptValue, ObservedDomain, Vm, VmRecord, allowed};
 use crate::wire::Value;
-use crate::xen::config::{Boot, Disk, DiskBacking, DiskMode, DomainConfig, GuestType, OnEnd, TscMode, Vif, VifModel, Vnc};
+use crate::xen::config::{
+    Boot, Disk, DiskBacking, DiskMode, DomainConfig, GuestType, OnEnd, TscMode, Vif, VifModel, Vnc,
+};
 use crate::xen::{DomainInfo, RunState};
 use std::collections::BTreeMap;
 
@@ -194,7 +196,10 @@ pub fn domain(observed: &ObservedDomain, host_cpus: u32, secrets: bool) -> Value
     put("maxmem", text(MiB::from(info.max_memory).0));
     put("vcpus", text(info.vcpus));
     put("online_vcpus", text(info.online_vcpus));
-    put("cpu_time", text(format_args!("{}.{:09}", info.cpu_time_ns / 1_000_000_000, info.cpu_time_ns % 1_000_000_000)));
+    put(
+        "cpu_time",
+        text(format_args!("{}.{:09}", info.cpu_time_ns / 1_000_000_000, info.cpu_time_ns % 1_000_000_000)),
+    );
     put("state", text(state_letters(info.state)));
     put("status", text("2"));
     put("start_time", text(format_args!("{}.{:02}", info.started.0 / 1000, info.started.0 % 1000 / 10)));
@@ -349,7 +354,9 @@ pub fn details(vm: &Vm, secrets: bool) -> Value {
         Intent::Off => "off",
         Intent::Saved { .. } => "saved",
     };
-    let cause = record.last_end.map(|c| text(serde_json::to_value(c).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()));
+    let cause = record.last_end.map(|c| {
+        text(serde_json::to_value(c).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default())
+    });
     let state = vm.state();
     let may = Action::ALL.into_iter().filter(|a| allowed(state, *a).is_ok()).flat_map(super::vm::verbs_of);
     let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);

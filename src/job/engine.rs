@@ -5,7 +5,9 @@
 //! an await.
 
 use super::lock::{LockTable, LockView, covers};
-use super::record::{CancelRecord, JOBS, JobRecord, JobState, KEYS, PLANS, StepRecord, StepState, StoredKey, StoredPlan};
+use super::record::{
+    CancelRecord, JOBS, JobRecord, JobState, KEYS, PLANS, StepRecord, StepState, StoredKey, StoredPlan,
+};
 use super::recurring::RecurringTable;
 use super::{Executor, Submission};
 use crate::config;
@@ -195,7 +197,9 @@ impl Engine {
     pub async fn submit(&self, submission: Submission) -> Result<JobId, SubmitError> {
         // In a task of its own: a caller that hangs up in the middle must not leave a job on disk that nobody runs.
         let engine = self.clone();
-        tokio::spawn(async move { engine.accept(submission).await }).await.unwrap_or(Err(SubmitError::Stopping))
+        tokio::spawn(async move { engine.accept(submission).await })
+            .await
+            .unwrap_or(Err(SubmitError::Stopping))
     }
 
     async fn accept(&self, submission: Submission) -> Result<JobId, SubmitError> {

@@ -144,7 +144,11 @@ impl StepContext {
         submission.options.parent = Some(self.job);
         submission.options.idempotency_key = Some(format!("child/{}/{key}", self.job));
         submission.options.essential = true;
-        let id = self.engine.submit(submission).await.map_err(|e| JobFault::new("CHILD_REFUSED", e.to_string()))?;
+        let id = self
+            .engine
+            .submit(submission)
+            .await
+            .map_err(|e| JobFault::new("CHILD_REFUSED", e.to_string()))?;
         loop {
             match self.engine.wait(id, Duration::from_secs(3600)).await {
                 Ok(Some(record)) if record.state.is_terminal() => return Ok(record),

@@ -5,7 +5,9 @@
 //! a job that holds its locks, visibly.
 
 use super::engine::{CANCELS, Engine, OpenJob};
-use super::record::{CancelRecord, JOBS, JobFault, JobRecord, JobState, PLANS, StepRecord, StepState, StoredPlan};
+use super::record::{
+    CancelRecord, JOBS, JobFault, JobRecord, JobState, PLANS, StepRecord, StepState, StoredPlan,
+};
 use super::{Outcome, Resume, StepContext};
 use crate::model::{JobId, Timestamp};
 use crate::store::{Importance, StoreError, Txn};

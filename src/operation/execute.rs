@@ -1,8 +1,8 @@
 //! From a step's data to the function that carries it out, and back when it is undone.
 
+use super::Operations;
 use super::step::Step;
 use super::vm_steps::Signal;
-use super::Operations;
 use crate::event::{Event, Severity};
 use crate::job::{Executor, JobFault, JobRecord, JobState, Outcome, PlannedStep, StepContext};
 use crate::store::Txn;
@@ -34,7 +34,9 @@ impl Executor for Operations {
             Step::RebuildDomain { vm } => self.rebuild_domain(vm, context).await,
             Step::PauseDomain { vm } => self.pause_domain(vm, true).await,
             Step::UnpauseDomain { vm } => self.pause_domain(vm, false).await,
-            Step::SaveDomain { vm, file, checkpoint } => self.save_domain(vm, &file, checkpoint, context).await,
+            Step::SaveDomain { vm, file, checkpoint } => {
+                self.save_domain(vm, &file, checkpoint, context).await
+            }
             Step::RestoreDomain { vm, paused } => self.restore_domain(vm, paused, context).await,
             Step::Hotplug { vm, change } => self.hotplug(vm, &change).await,
             Step::Sysrq { vm, letter } => self.signal(vm, Signal::Sysrq(letter)).await,

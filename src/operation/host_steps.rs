@@ -21,14 +21,25 @@ impl Operations {
     pub(super) async fn run_host_step(&self, step: Step, context: &StepContext) -> Result<Outcome> {
         match step {
             Step::SetClock { year, month, day, hour, minute, second } => {
-                self.set_clock([i64::from(year), month.into(), day.into(), hour.into(), minute.into(), second.into()]).await
+                self.set_clock([
+                    i64::from(year),
+                    month.into(),
+                    day.into(),
+                    hour.into(),
+                    minute.into(),
+                    second.into(),
+                ])
+                .await
             }
             Step::SetTimezone { name, rtc_utc } => {
                 self.machine.set_timezone(&TimeZone { name, rtc_utc }).await.map_err(fault::machine)?;
                 Ok(Outcome::done())
             }
             Step::SetNtp { servers, local_time_source, allow_query } => {
-                self.machine.set_ntp(&servers, local_time_source, allow_query).await.map_err(fault::machine)?;
+                self.machine
+                    .set_ntp(&servers, local_time_source, allow_query)
+                    .await
+                    .map_err(fault::machine)?;
                 Ok(Outcome::done())
             }
             Step::EnableNtp { enabled } => {
@@ -49,12 +60,21 @@ impl Operations {
 
     /// The time is the host's local time, in its time zone.
     async fn set_clock(&self, at: [i64; 6]) -> Result<Outcome> {
-        let invalid = |e: jiff::Error| JobFault::refusal("INVALID_PARAMETER", format!("not a date and time: {e}"));
+        let invalid =
+            |e: jiff::Error| JobFault::refusal("INVALID_PARAMETER", format!("not a date and time: {e}"));
         let zone = self.machine.timezone().await.map_err(fault::machine)?;
         let small = |n: i64| i8::try_from(n).unwrap_or(-1);
         let year = i16::try_from(at[0]).unwrap_or(-1);
-        let local = jiff::civil::DateTime::new(year, small(at[1]), small(at[2]), small(at[3]), small(at[4]), small(at[5]), 0)
-            .map_err(invalid)?;
+        let local = jiff::civil::DateTime::new(
+            year,
+            small(at[1]),
+            small(at[2]),
+            small(at[3]),
+            small(at[4]),
+            small(at[5]),
+            0,
+        )
+        .map_err(invalid)?;
         let zoned = local.in_tz(&zone.name).map_err(invalid)?;
         let ms = u64::try_from(zoned.timestamp().as_millisecond())
             .map_err(|_| JobFault::refusal("INVALID_PARAMETER", "the time is before 1970"))?;
@@ -62,14 +82,22 @@ impl Operations {
         Ok(Outcome::done())
     }
 
-    fn put_host(&self, before: &HostRecord, record: HostRecord, event: &str, context: &StepContext) -> Result<Outcome> {
+    fn put_host(
+        &self,
+        before: &HostRecord,
+        record: HostRecord,
+        event: &str,
+        context: &StepContext,
+    ) -> Result<Outcome> {
         if *self.host_record() != *before {
             let text = "the host's record was changed by somebody else meanwhile; look at it and ask again";
             return Err(JobFault::refusal("CONFLICT", text));
         }
         let mut writes = Txn::new();
         writes.put(&HOST, HOST_KEY, &record);
-        Event::new("host.changed", Severity::Info, "host", event).with_job(context.job).append_to(&mut writes);
+        Event::new("host.changed", Severity::Info, "host", event)
+            .with_job(context.job)
+            .append_to(&mut writes);
         let then = self.hook(move |operations| operations.set_host(record));
         Ok(Outcome { writes, then, ..Outcome::default() })
     }
@@ -78,7 +106,9 @@ impl Operations {
         let mut writes = Txn::new();
         writes.put(&PASSWORD, "oracle", &hash);
         let text = "the agent's password was changed";
-        Event::new("host.password_changed", Severity::Info, "host", text).with_job(context.job).append_to(&mut writes);
+        Event::new("host.password_changed", Severity::Info, "host", text)
+            .with_job(context.job)
+            .append_to(&mut writes);
         let then = self.hook(move |operations| operations.set_password(hash));
         Ok(Outcome { writes, then, ..Outcome::default() })
     }
@@ -125,7 +155,10 @@ impl Operations {
             let ended = ended?;
             if ended.state != JobState::Succeeded {
                 let why = ended.fault.as_ref().map_or_else(String::new, ToString::to_string);
-                return Err(JobFault::new("VM_NOT_STOPPED", format!("VM {vm} was not stopped (job {}): {why}", ended.id)));
+                return Err(JobFault::new(
+                    "VM_NOT_STOPPED",
+                    format!("VM {vm} was not stopped (job {}): {why}", ended.id),
+                ));
             }
             done += 1;
             context.progress(u8::try_from(done * 100 / total).unwrap_or(100));

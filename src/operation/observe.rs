@@ -133,10 +133,13 @@ impl Observer {
             self.not_before.remove(&vm);
             let Some(entry) = operations.vms.get(vm) else { continue };
             let domain = entry.domain.as_deref().filter(|d| d.state != RunState::Dying);
-            if super::settle::decide(&entry.record, domain, Timestamp::now()) == super::settle::Decision::Nothing {
+            if super::settle::decide(&entry.record, domain, Timestamp::now())
+                == super::settle::Decision::Nothing
+            {
                 continue;
             }
-            let submission = operations.submission("settle_vm", "agent", plan::settle_vm(vm), Options::default());
+            let submission =
+                operations.submission("settle_vm", "agent", plan::settle_vm(vm), Options::default());
             match engine.submit(submission).await {
                 Ok(job) => tracing::info!(%vm, %job, "record and world disagree; settling"),
                 Err(error) => tracing::warn!(%vm, %error, "a VM cannot be settled now"),

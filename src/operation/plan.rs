@@ -63,7 +63,8 @@ pub fn create_vm(record: VmRecord) -> Plan {
 pub fn set_vm_config(record: VmRecord) -> Plan {
     let vm = record.id();
     let record = Box::new(record);
-    let steps = vec![Step::CheckVm { vm, action: Action::Reconfigure }, Step::PutVm { record, created: false }];
+    let steps =
+        vec![Step::CheckVm { vm, action: Action::Reconfigure }, Step::PutVm { record, created: false }];
     Plan::new(format!("set the configuration of VM {vm}"), naming_locks(vm), steps)
 }
 

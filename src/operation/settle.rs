@@ -3,8 +3,8 @@
 //! The decision is pure ([`decide`]); it is written down before it is carried out, so that a crash in between
 //! does not decide anew on a world that is half changed.
 
-use super::vm_steps::words;
 use super::Operations;
+use super::vm_steps::words;
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{Timestamp, VmId};
@@ -158,6 +158,6 @@ fn decision_outcome(decision: &Decision) -> Outcome {
 /// What `InspectDomain`, the first step, decided.
 fn decision(context: &StepContext) -> Result<Decision, JobFault> {
     let value = context.outcomes.first().cloned().flatten().unwrap_or_default();
-    serde_json::from_value(value).map_err(|e| JobFault::new("INTERNAL", format!("no decision was written: {e}")))
+    serde_json::from_value(value)
+        .map_err(|e| JobFault::new("INTERNAL", format!("no decision was written: {e}")))
 }
-

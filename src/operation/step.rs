@@ -12,53 +12,155 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum Step {
     // Guards: no effect, run under the job's locks.
-    CheckVm { vm: VmId, action: Action },
-    CheckNewVm { vm: VmId },
+    CheckVm {
+        vm: VmId,
+        action: Action,
+    },
+    CheckNewVm {
+        vm: VmId,
+    },
     // Records only.
-    PutVm { record: Box<VmRecord>, created: bool },
-    SetHa { vm: VmId, enabled: bool },
-    DeleteVm { vm: VmId },
-    RecordCore { vm: VmId, date: String, file: SafePath },
-    ForgetCore { vm: VmId, date: String },
+    PutVm {
+        record: Box<VmRecord>,
+        created: bool,
+    },
+    SetHa {
+        vm: VmId,
+        enabled: bool,
+    },
+    DeleteVm {
+        vm: VmId,
+    },
+    RecordCore {
+        vm: VmId,
+        date: String,
+        file: SafePath,
+    },
+    ForgetCore {
+        vm: VmId,
+        date: String,
+    },
     // Domains.
-    CreateDomain { vm: VmId },
-    ShutdownDomain { vm: VmId, timeout_s: u64, then_force: bool },
-    DestroyDomain { vm: VmId },
-    AskReboot { vm: VmId, timeout_s: u64 },
-    ClearDomain { vm: VmId },
-    RebuildDomain { vm: VmId },
-    PauseDomain { vm: VmId },
-    UnpauseDomain { vm: VmId },
-    SaveDomain { vm: VmId, file: SafePath, checkpoint: bool },
-    RestoreDomain { vm: VmId, paused: bool },
-    Hotplug { vm: VmId, change: Hotplug },
-    Sysrq { vm: VmId, letter: char },
-    Trigger { vm: VmId, trigger: Trigger, vcpu: Option<u32> },
-    SendToGuest { vm: VmId, key: String, value: String },
-    DumpCore { vm: VmId, file: SafePath, live: bool, crash: bool },
+    CreateDomain {
+        vm: VmId,
+    },
+    ShutdownDomain {
+        vm: VmId,
+        timeout_s: u64,
+        then_force: bool,
+    },
+    DestroyDomain {
+        vm: VmId,
+    },
+    AskReboot {
+        vm: VmId,
+        timeout_s: u64,
+    },
+    ClearDomain {
+        vm: VmId,
+    },
+    RebuildDomain {
+        vm: VmId,
+    },
+    PauseDomain {
+        vm: VmId,
+    },
+    UnpauseDomain {
+        vm: VmId,
+    },
+    SaveDomain {
+        vm: VmId,
+        file: SafePath,
+        checkpoint: bool,
+    },
+    RestoreDomain {
+        vm: VmId,
+        paused: bool,
+    },
+    Hotplug {
+        vm: VmId,
+        change: Hotplug,
+    },
+    Sysrq {
+        vm: VmId,
+        letter: char,
+    },
+    Trigger {
+        vm: VmId,
+        trigger: Trigger,
+        vcpu: Option<u32>,
+    },
+    SendToGuest {
+        vm: VmId,
+        key: String,
+        value: String,
+    },
+    DumpCore {
+        vm: VmId,
+        file: SafePath,
+        live: bool,
+        crash: bool,
+    },
     /// What became of a domain that changed by itself: reads the world, decides, has no effect.
-    InspectDomain { vm: VmId },
+    InspectDomain {
+        vm: VmId,
+    },
     /// Carries out what `InspectDomain` decided: clear away.
-    SettleClear { vm: VmId },
+    SettleClear {
+        vm: VmId,
+    },
     /// And: build anew, or take the VM for off.
-    SettleRebuild { vm: VmId },
-    RemoveFile { file: SafePath },
+    SettleRebuild {
+        vm: VmId,
+    },
+    RemoveFile {
+        file: SafePath,
+    },
     // The host.
-    SetClock { year: i16, month: i8, day: i8, hour: i8, minute: i8, second: i8 },
-    SetTimezone { name: String, rtc_utc: bool },
-    SetNtp { servers: Vec<String>, local_time_source: bool, allow_query: bool },
-    EnableNtp { enabled: bool },
+    SetClock {
+        year: i16,
+        month: i8,
+        day: i8,
+        hour: i8,
+        minute: i8,
+        second: i8,
+    },
+    SetTimezone {
+        name: String,
+        rtc_utc: bool,
+    },
+    SetNtp {
+        servers: Vec<String>,
+        local_time_source: bool,
+        allow_query: bool,
+    },
+    EnableNtp {
+        enabled: bool,
+    },
     /// Only if the record is still `before`: two managers may plan at the same time.
-    PutHost { before: Box<HostRecord>, record: Box<HostRecord>, event: String },
-    SetPassword { hash: String },
+    PutHost {
+        before: Box<HostRecord>,
+        record: Box<HostRecord>,
+        event: String,
+    },
+    SetPassword {
+        hash: String,
+    },
     /// `if_due`: only if a third of its life or less is left.
-    RenewCertificate { if_due: bool },
+    RenewCertificate {
+        if_due: bool,
+    },
     /// Stops every VM, each as a child job.
     StopAllVms {},
     /// `boot_id` is the boot that is to end: a run after it has nothing more to do.
-    Power { off: bool, boot_id: String },
+    Power {
+        off: bool,
+        boot_id: String,
+    },
     // The agent itself.
-    Sleep { ms: u64 },
+    Sleep {
+        ms: u64,
+    },
     Discover {},
     Prune {},
 }
@@ -125,7 +227,9 @@ impl Step {
     fn nature(&self) -> (bool, bool, u32) {
         match self {
             Self::CheckVm { .. } | Self::CheckNewVm { .. } | Self::InspectDomain { .. } => (false, false, 1),
-            Self::PutVm { .. } | Self::SetHa { .. } | Self::DeleteVm { .. } | Self::PutHost { .. } => (false, false, 1),
+            Self::PutVm { .. } | Self::SetHa { .. } | Self::DeleteVm { .. } | Self::PutHost { .. } => {
+                (false, false, 1)
+            }
             Self::RecordCore { .. } | Self::ForgetCore { .. } => (false, false, 1),
             Self::Sleep { .. } | Self::Discover {} | Self::Prune {} => (false, false, 10),
             Self::CreateDomain { .. } | Self::RestoreDomain { .. } => (true, true, 20),
@@ -140,10 +244,16 @@ impl Step {
 
     fn words(&self) -> (&'static str, String) {
         match self {
-            Self::CheckVm { vm, action } => ("check", format!("VM {vm}: may one {} it now?", action.infinitive())),
+            Self::CheckVm { vm, action } => {
+                ("check", format!("VM {vm}: may one {} it now?", action.infinitive()))
+            }
             Self::CheckNewVm { vm } => ("check", format!("VM {vm}: is its id free?")),
-            Self::PutVm { record, .. } => ("write_record", format!("write the record of VM {}", record.config.name)),
-            Self::SetHa { vm, enabled } => ("set_ha", format!("VM {vm}: high availability {}", on_off(*enabled))),
+            Self::PutVm { record, .. } => {
+                ("write_record", format!("write the record of VM {}", record.config.name))
+            }
+            Self::SetHa { vm, enabled } => {
+                ("set_ha", format!("VM {vm}: high availability {}", on_off(*enabled)))
+            }
             Self::DeleteVm { vm } => ("delete_record", format!("delete the record of VM {vm}")),
             Self::RecordCore { date, .. } => ("record_core", format!("note the core dump {date}")),
             Self::ForgetCore { date, .. } => ("forget_core", format!("forget the core dump {date}")),
@@ -151,24 +261,40 @@ impl Step {
             Self::ShutdownDomain { vm, timeout_s, .. } => {
                 ("shut_down", format!("ask VM {vm} to shut down, and wait up to {timeout_s} s"))
             }
-            Self::DestroyDomain { vm } => ("destroy_domain", format!("end the domain of VM {vm} and free what it holds")),
-            Self::AskReboot { vm, timeout_s } => ("ask_reboot", format!("ask VM {vm} to reboot, and wait up to {timeout_s} s")),
+            Self::DestroyDomain { vm } => {
+                ("destroy_domain", format!("end the domain of VM {vm} and free what it holds"))
+            }
+            Self::AskReboot { vm, timeout_s } => {
+                ("ask_reboot", format!("ask VM {vm} to reboot, and wait up to {timeout_s} s"))
+            }
             Self::ClearDomain { vm } => ("clear_domain", format!("clear the old domain of VM {vm} away")),
             Self::RebuildDomain { vm } => ("rebuild_domain", format!("build the domain of VM {vm} anew")),
             Self::PauseDomain { vm } => ("pause_domain", format!("pause VM {vm}")),
             Self::UnpauseDomain { vm } => ("unpause_domain", format!("let VM {vm} run")),
-            Self::SaveDomain { vm, checkpoint: false, .. } => ("save_domain", format!("write the memory of VM {vm} to disk")),
-            Self::SaveDomain { vm, .. } => ("checkpoint_domain", format!("write a checkpoint of VM {vm} to disk")),
-            Self::RestoreDomain { vm, .. } => ("restore_domain", format!("restore VM {vm} from its saved memory")),
+            Self::SaveDomain { vm, checkpoint: false, .. } => {
+                ("save_domain", format!("write the memory of VM {vm} to disk"))
+            }
+            Self::SaveDomain { vm, .. } => {
+                ("checkpoint_domain", format!("write a checkpoint of VM {vm} to disk"))
+            }
+            Self::RestoreDomain { vm, .. } => {
+                ("restore_domain", format!("restore VM {vm} from its saved memory"))
+            }
             Self::Hotplug { change, .. } => ("hotplug", change.about()),
             Self::Sysrq { vm, letter } => ("sysrq", format!("send SysRq {letter} to VM {vm}")),
             Self::Trigger { vm, trigger, .. } => ("trigger", format!("trigger {trigger:?} in VM {vm}")),
-            Self::SendToGuest { vm, key, .. } => ("send_to_guest", format!("send the value {key} to the guest of VM {vm}")),
+            Self::SendToGuest { vm, key, .. } => {
+                ("send_to_guest", format!("send the value {key} to the guest of VM {vm}"))
+            }
             Self::DumpCore { vm, .. } => ("dump_core", format!("dump the memory of VM {vm} to disk")),
-            Self::InspectDomain { vm } => ("inspect", format!("look at what became of the domain of VM {vm}")),
+            Self::InspectDomain { vm } => {
+                ("inspect", format!("look at what became of the domain of VM {vm}"))
+            }
             Self::SettleClear { vm } => ("clear_domain", format!("clear the ended domain of VM {vm} away")),
             Self::SettleRebuild { vm } => ("settle", format!("start VM {vm} again, or take it for off")),
-            Self::RemoveFile { .. } => ("remove_file", "remove a file that is not needed any more".to_owned()),
+            Self::RemoveFile { .. } => {
+                ("remove_file", "remove a file that is not needed any more".to_owned())
+            }
             Self::SetClock { year, month, day, hour, minute, second } => (
                 "set_clock",
                 format!("set the clock to {year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"),
@@ -178,8 +304,12 @@ impl Step {
             Self::EnableNtp { enabled } => ("enable_ntp", format!("switch NTP {}", on_off(*enabled))),
             Self::PutHost { event, .. } => ("write_record", event.clone()),
             Self::SetPassword { .. } => ("set_password", "replace the password's hash".to_owned()),
-            Self::RenewCertificate { if_due: true } => ("renew_certificate", "make a new server certificate if it is time".to_owned()),
-            Self::RenewCertificate { .. } => ("renew_certificate", "make a new server certificate and serve it".to_owned()),
+            Self::RenewCertificate { if_due: true } => {
+                ("renew_certificate", "make a new server certificate if it is time".to_owned())
+            }
+            Self::RenewCertificate { .. } => {
+                ("renew_certificate", "make a new server certificate and serve it".to_owned())
+            }
             Self::StopAllVms {} => ("stop_vms", "stop every VM, each in a job of its own".to_owned()),
             Self::Power { off: true, .. } => ("power_off", "switch the host off".to_owned()),
             Self::Power { off: false, .. } => ("reboot", "reboot the host".to_owned()),

@@ -81,7 +81,12 @@ impl Operations {
         self.check_clash(&record)?;
         let name = record.config.name.clone();
         let kind = if created { "vm.created" } else { "vm.changed" };
-        let event = Event::new(kind, Severity::Info, VmRecord::lock(record.id()), format!("VM {name}: {}", &kind[3..]));
+        let event = Event::new(
+            kind,
+            Severity::Info,
+            VmRecord::lock(record.id()),
+            format!("VM {name}: {}", &kind[3..]),
+        );
         let mut outcome = if created {
             self.write_record(record)
         } else {
@@ -101,14 +106,20 @@ impl Operations {
         let name = self.vm(id)?.record.config.name.clone();
         let mut writes = Txn::new();
         writes.delete(&VMS, &id);
-        let event = Event::new("vm.deleted", Severity::Info, VmRecord::lock(id), format!("VM {name}: deleted"));
+        let event =
+            Event::new("vm.deleted", Severity::Info, VmRecord::lock(id), format!("VM {name}: deleted"));
         event.with_job(context.job).append_to(&mut writes);
         let vms = std::sync::Arc::clone(&self.vms);
         Ok(Outcome { writes, then: Some(Box::new(move || vms.remove(id))), ..Outcome::default() })
     }
 
     /// Builds the domain, or finds the one that an interrupted run of this very step has built.
-    pub(super) async fn create_domain(&self, id: VmId, event: &str, context: &StepContext) -> Result<Outcome> {
+    pub(super) async fn create_domain(
+        &self,
+        id: VmId,
+        event: &str,
+        context: &StepContext,
+    ) -> Result<Outcome> {
         let vm = self.vm(id)?;
         let domid = match self.domain(id).await? {
             Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) && context.resumed => domain.domid,
@@ -138,10 +149,12 @@ impl Operations {
             Ok(domid) => Ok(domid),
             // The effect is unknown: the world knows. A domain that is there and alive is ours, since none was
             // there a moment ago and we hold the VM's lock.
-            Err(error @ (ToolstackError::Timeout | ToolstackError::Unreachable(_))) => match self.domain(id).await? {
-                Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) => Ok(domain.domid),
-                _ => Err(fault::toolstack(error)),
-            },
+            Err(error @ (ToolstackError::Timeout | ToolstackError::Unreachable(_))) => {
+                match self.domain(id).await? {
+                    Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) => Ok(domain.domid),
+                    _ => Err(fault::toolstack(error)),
+                }
+            }
             Err(error) => Err(fault::toolstack(error)),
         }
     }
@@ -200,7 +213,9 @@ impl Operations {
             changes.mark_unchanged();
             match self.toolstack.get(domid).await.map_err(fault::toolstack)? {
                 None => return Ok(true),
-                Some(info) if matches!(info.state, RunState::Shutdown(_) | RunState::Dying) => return Ok(true),
+                Some(info) if matches!(info.state, RunState::Shutdown(_) | RunState::Dying) => {
+                    return Ok(true);
+                }
                 Some(_) if Instant::now() >= deadline => return Ok(false),
                 Some(_) => {}
             }
@@ -249,7 +264,12 @@ impl Operations {
         Ok(outcome)
     }
 
-    pub(super) async fn ask_reboot(&self, id: VmId, timeout_s: u64, context: &StepContext) -> Result<Outcome> {
+    pub(super) async fn ask_reboot(
+        &self,
+        id: VmId,
+        timeout_s: u64,
+        context: &StepContext,
+    ) -> Result<Outcome> {
         let Some(domain) = self.domain(id).await? else { return Ok(Outcome::done()) };
         if matches!(domain.state, RunState::Shutdown(_)) {
             return Ok(Outcome::done());
@@ -306,7 +326,9 @@ impl Operations {
                 self.look(domain.domid).await;
             }
             // The domain went with its memory safe on disk; only the outcome was not written.
-            None if context.resumed && !checkpoint && self.files.exists(file).await.map_err(fault::files)? => {}
+            None if context.resumed
+                && !checkpoint
+                && self.files.exists(file).await.map_err(fault::files)? => {}
             None => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has no domain to save"))),
         }
         let name = self.vm(id)?.record.config.name.clone();
@@ -334,7 +356,12 @@ impl Operations {
         Ok(Outcome::done())
     }
 
-    pub(super) async fn restore_domain(&self, id: VmId, paused: bool, context: &StepContext) -> Result<Outcome> {
+    pub(super) async fn restore_domain(
+        &self,
+        id: VmId,
+        paused: bool,
+        context: &StepContext,
+    ) -> Result<Outcome> {
         let vm = self.vm(id)?;
         let Intent::Saved { file, .. } = &vm.record.intent else {
             return Err(JobFault::refusal("VM_STATE", format!("VM {id} is not saved")));
@@ -342,7 +369,9 @@ impl Operations {
         let domid = match self.domain(id).await? {
             Some(domain) if context.resumed => domain.domid,
             Some(_) => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has a domain already"))),
-            None => self.toolstack.restore(&vm.record.config, file, paused).await.map_err(fault::toolstack)?,
+            None => {
+                self.toolstack.restore(&vm.record.config, file, paused).await.map_err(fault::toolstack)?
+            }
         };
         self.look(domid).await;
         let mut outcome = self.record_outcome(id, |record| {
@@ -386,7 +415,14 @@ impl Operations {
         Ok(Outcome::done())
     }
 
-    pub(super) async fn dump_core(&self, id: VmId, file: &SafePath, live: bool, crash: bool, context: &StepContext) -> Result<Outcome> {
+    pub(super) async fn dump_core(
+        &self,
+        id: VmId,
+        file: &SafePath,
+        live: bool,
+        crash: bool,
+        context: &StepContext,
+    ) -> Result<Outcome> {
         match self.domain(id).await? {
             Some(domain) => {
                 self.files.remove(file).await.map_err(fault::files)?;
@@ -400,7 +436,13 @@ impl Operations {
         Ok(Outcome::done())
     }
 
-    pub(super) async fn record_core(&self, id: VmId, date: &str, file: &SafePath, context: &StepContext) -> Result<Outcome> {
+    pub(super) async fn record_core(
+        &self,
+        id: VmId,
+        date: &str,
+        file: &SafePath,
+        context: &StepContext,
+    ) -> Result<Outcome> {
         let size = self.files.size(file).await.map_err(fault::files)?.unwrap_or(Bytes(0));
         let core = CoreDump { date: date.to_owned(), file: file.clone(), size, job: context.job };
         let mut outcome = self.record_outcome(id, |record| {

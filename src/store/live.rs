@@ -17,7 +17,8 @@ impl Store {
             let table = name.clone();
             let read = move || walk(|range| core.read(|engine: &dyn Engine| engine.scan(&table, range)));
             let done = tokio::task::spawn_blocking(read).await;
-            let (rows, bytes, bad_rows) = done.map_err(|e| StoreError::Io(format!("the check ended early: {e}")))??;
+            let (rows, bytes, bad_rows) =
+                done.map_err(|e| StoreError::Io(format!("the check ended early: {e}")))??;
             if bad_rows > 0 {
                 report.problems.push(format!("table {name}: {bad_rows} rows do not pass their checksums"));
             }

@@ -188,6 +188,9 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_allowed() {
         let refusal = allowed(VmState::Off, Action::Pause).unwrap_err();
-        assert_eq!(refusal.to_string(), "cannot pause a VM that is off; allowed when it is running or paused");
+        assert_eq!(
+            refusal.to_string(),
+            "cannot pause a VM that is off; allowed when it is running or paused"
+        );
     }
 }
