@@ -171,7 +171,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     surroundings.serve(server.metrics());
     start_recurring(&engine, &operations, &settings);
     if start.dev {
-        greet(&server, &socket, first.filter(|_| !start.password_file.is_some()), &settings);
+        greet(&server, &socket, first.filter(|_| start.password_file.is_none()), &settings);
     }
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     Ok(Running { store: opened.store, engine, server, surroundings, worlds, stop })
@@ -295,7 +295,8 @@ fn listen(
 
 /// The agent's own work, as jobs like any other.
 fn start_recurring(engine: &Engine, operations: &Arc<Operations>, settings: &Settings) {
-    let kinds: [(&'static str, Duration, fn() -> plan::Plan); 3] = [
+    type Kind = (&'static str, Duration, fn() -> plan::Plan);
+    let kinds: [Kind; 3] = [
         ("prune", PRUNE_EVERY, plan::prune),
         ("discover", Duration::from_secs(settings.vm.discovery_interval_s), plan::discover),
         ("renew_certificate", CERTIFICATE_CHECK_EVERY, plan::renew_certificate_if_due),

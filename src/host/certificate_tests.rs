@@ -1,3 +1,5 @@
+//! Tests of `certificate`.
+
 use super::*;
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);

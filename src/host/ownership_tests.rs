@@ -1,3 +1,5 @@
+//! Tests of `ownership`.
+
 use super::*;
 use rcgen::{CertificateParams, KeyPair};
 

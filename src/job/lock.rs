@@ -261,7 +261,7 @@ mod tests {
                 let n = n as u64;
                 open.push(n);
                 if table.enqueue(job(n), &wants) { holding.insert(n); }
-                if n % 2 == 0 && let Some(index) = ends.next() {
+                if n.is_multiple_of(2) && let Some(index) = ends.next() {
                     let gone = *index.get(&open);
                     open.retain(|j| *j != gone);
                     holding.remove(&gone);

@@ -50,14 +50,14 @@ pub(super) async fn run(engine: Engine, id: JobId, open: Arc<OpenJob>) {
     let deadline = Instant::now() + left;
     let mut run = Run { engine, open, record, plan, pending, then: Vec::new(), deadline, in_doubt };
     tracing::debug!(job = %id, verb = run.record.verb, "job runs");
-    if run.to_the_end().await.is_err() {
+    if run.through().await.is_err() {
         tracing::info!(job = %id, verb = run.record.verb, "job is parked until the next start");
         run.engine.parked(&run.open);
     }
 }
 
 impl Run {
-    async fn to_the_end(&mut self) -> Result<(), Parked> {
+    async fn through(&mut self) -> Result<(), Parked> {
         let fault = match self.record.state {
             JobState::Undoing => self.record.fault.clone(),
             _ => self.forward().await?,
