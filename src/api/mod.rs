@@ -167,7 +167,9 @@ impl Api {
     async fn answer(&self, verb: &Verb, params: Vec<Value>, caller: &Caller) -> Result<Answer> {
         Self::permit(verb, caller)?;
         match verb.kind {
-            Kind::Read(read) => read(self, &Arguments::check(verb.name, verb.params, params)?, caller).await,
+            Kind::Read(read) | Kind::Envelope(read) => {
+                read(self, &Arguments::check(verb.name, verb.params, params)?, caller).await
+            }
             Kind::Signal(signal) => {
                 let arguments = Arguments::check(verb.name, verb.params, params)?;
                 let answer = signal(self, &arguments, caller).await;

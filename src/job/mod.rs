@@ -150,10 +150,19 @@ impl StepContext {
             .await
             .map_err(|e| JobFault::new("CHILD_REFUSED", e.to_string()))?;
         loop {
-            match self.engine.wait(id, Duration::from_secs(3600)).await {
+            let waited = tokio::select! {
+                waited = self.engine.wait(id, Duration::from_secs(3600)) => waited,
+                // The child ends soon; until then it works under our locks, so we wait on.
+                () = self.cancelled.cancelled(), if !asked => {
+                    asked = true;
+                    self.engine.cancel(id, &format!("job {}", self.job)).await.map(|_| None)
+                }
+            };
+            match waited {
                 Ok(Some(record)) if record.state.is_terminal() => return Ok(record),
-                Ok(Some(_)) => {}
-                Ok(None) => return Err(JobFault::new("JOB_NOT_FOUND", format!("child job {id} is gone"))),
+                // The daemon stops, and this step with it; both are found again at the next start.
+                Ok(_) if self.engine.is_stopping() => std::future::pending::<()>().await,
+                Ok(_) => {}
                 Err(error) => return Err(JobFault::new("STORE", error.to_string())),
             }
         }
