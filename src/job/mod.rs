@@ -149,20 +149,25 @@ impl StepContext {
             .submit(submission)
             .await
             .map_err(|e| JobFault::new("CHILD_REFUSED", e.to_string()))?;
+        let mut asked = false;
         loop {
             let waited = tokio::select! {
                 waited = self.engine.wait(id, Duration::from_secs(3600)) => waited,
                 // The child ends soon; until then it works under our locks, so we wait on.
                 () = self.cancelled.cancelled(), if !asked => {
                     asked = true;
-                    self.engine.cancel(id, &format!("job {}", self.job)).await.map(|_| None)
+                    if let Err(error) = self.engine.cancel(id, &format!("job {}", self.job)).await {
+                        tracing::warn!(job = %self.job, child = %id, %error, "a child was not cancelled");
+                    }
+                    continue;
                 }
             };
             match waited {
                 Ok(Some(record)) if record.state.is_terminal() => return Ok(record),
                 // The daemon stops, and this step with it; both are found again at the next start.
-                Ok(_) if self.engine.is_stopping() => std::future::pending::<()>().await,
-                Ok(_) => {}
+                Ok(Some(_)) if self.engine.is_stopping() => std::future::pending::<()>().await,
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(JobFault::new("JOB_NOT_FOUND", format!("child job {id} is gone"))),
                 Err(error) => return Err(JobFault::new("STORE", error.to_string())),
             }
         }
