@@ -19,6 +19,8 @@ mod host;
 mod job;
 mod ownership;
 mod power;
+#[cfg(test)]
+mod reference;
 mod system;
 pub mod value;
 pub mod verb;
@@ -83,20 +85,25 @@ pub struct Certificate {
     pub ca_pem: String,
 }
 
+/// All verbs, by name.
+pub fn table() -> BTreeMap<&'static str, Verb> {
+    let families = common::verbs()
+        .chain(system::verbs())
+        .chain(host::verbs())
+        .chain(ownership::verbs())
+        .chain(vm::verbs())
+        .chain(power::verbs())
+        .chain(job::verbs())
+        .chain(event::verbs());
+    families.map(|verb| (verb.name, verb)).collect()
+}
+
 impl Api {
     pub fn new(operations: Arc<Operations>, engine: Engine, about: Arc<dyn About>) -> Self {
-        let families = common::verbs()
-            .chain(system::verbs())
-            .chain(host::verbs())
-            .chain(ownership::verbs())
-            .chain(vm::verbs())
-            .chain(power::verbs())
-            .chain(job::verbs())
-            .chain(event::verbs());
         Self {
             operations,
             engine,
-            verbs: families.map(|verb| (verb.name, verb)).collect(),
+            verbs: table(),
             fragments: Fragments::default(),
             sampled: tokio::sync::Mutex::new(None),
             host_cpus: AtomicU32::new(0),
