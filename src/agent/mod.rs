@@ -148,11 +148,13 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         state_dir,
     )
     .await?;
-    if let Some(hash) = hashing {
-        let hash = hash.await??;
-        if start.password_file.is_some() || !operations.has_password() {
-            operations.first_password(hash).await?;
-        }
+    let mut shown = None;
+    if let Some(hash) = hashing
+        && (start.password_file.is_some() || !operations.has_password())
+    {
+        operations.first_password(hash.await??).await?;
+        // One from a file is known to whoever wrote the file.
+        shown = first.filter(|_| start.password_file.is_none());
     }
     let floor = JobId(opened.report.counters.get("job").copied().unwrap_or(0));
     let engine =
@@ -171,7 +173,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     surroundings.serve(server.metrics());
     start_recurring(&engine, &operations, &settings);
     if start.dev {
-        greet(&server, &socket, first.filter(|_| start.password_file.is_none()), &settings);
+        greet(&server, &socket, shown, &settings);
     }
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     Ok(Running { store: opened.store, engine, server, surroundings, worlds, stop })

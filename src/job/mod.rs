@@ -99,8 +99,10 @@ pub struct Options {
 /// What a step did.
 #[derive(Default)]
 pub struct Outcome {
-    /// Kept with the plan for `undo`, and the job's result if no later step has one.
+    /// Kept with the plan, for `undo` and for later steps.
     pub value: Option<serde_json::Value>,
+    /// The job's result, if no later step has one.
+    pub result: Option<serde_json::Value>,
     /// Written in the same transaction as the outcome.
     pub writes: Txn,
     /// Run when that transaction is on disk, before the next step.
@@ -114,6 +116,10 @@ impl Outcome {
 
     pub fn value(value: serde_json::Value) -> Self {
         Self { value: Some(value), ..Self::default() }
+    }
+
+    pub fn result(result: serde_json::Value) -> Self {
+        Self { result: Some(result), ..Self::default() }
     }
 }
 

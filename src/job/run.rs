@@ -147,6 +147,9 @@ impl Run {
     fn take(&mut self, step: usize, outcome: Outcome) {
         self.record.steps[step].state = StepState::Done;
         self.plan.outcomes[step] = outcome.value;
+        if outcome.result.is_some() {
+            self.record.result = outcome.result;
+        }
         self.pending.merge(outcome.writes);
         self.then.extend(outcome.then);
         let weights: Vec<u32> = self.plan.steps.iter().map(|s| s.weight).collect();
@@ -262,7 +265,8 @@ impl Run {
         self.record.cancel = self.cancel_request();
         if state == JobState::Succeeded {
             self.record.progress = 100;
-            self.record.result = self.plan.outcomes.iter().rev().find_map(Clone::clone);
+        } else {
+            self.record.result = None;
         }
         self.record.children = self.open.record.borrow().children.clone();
         let id = self.record.id;

@@ -333,7 +333,7 @@ impl Operations {
         }
         let name = self.vm(id)?.record.config.name.clone();
         if checkpoint {
-            let mut outcome = Outcome::value(json!({ "file": file }));
+            let mut outcome = Outcome::result(json!({ "file": file }));
             let text = format!("VM {name}: checkpoint written");
             let event = Event::new("vm.checkpointed", Severity::Info, VmRecord::lock(id), text);
             event.with_job(context.job).append_to(&mut outcome.writes);
@@ -449,7 +449,7 @@ impl Operations {
             record.cores.retain(|c| c.date != core.date);
             record.cores.push(core);
         })?;
-        outcome.value = Some(json!({ "core_date": date, "file": file, "size": size.0 }));
+        outcome.result = Some(json!({ "core_date": date, "file": file, "size": size.0 }));
         Ok(outcome)
     }
 
