@@ -48,6 +48,9 @@ use verb::{Kind, Origin, Verb};
 /// Figures that change without anybody's doing (CPU time) may be this old in an answer.
 const SAMPLE_AGE: Duration = Duration::from_secs(1);
 
+/// How often a change is planned again because another got in between.
+const CONFLICT_TRIES: u32 = 5;
+
 pub struct Api {
     pub(crate) operations: Arc<Operations>,
     engine: Engine,
@@ -185,8 +188,16 @@ impl Api {
                 answer
             }
             Kind::Job(_, answer) => {
-                let id = self.submit(verb, params, caller, Options::default()).await?;
-                Ok(answer(&*self.finished(id).await?).into())
+                let mut tries = 0;
+                loop {
+                    let id = self.submit(verb, params.clone(), caller, Options::default()).await?;
+                    tries += 1;
+                    match self.finished(id).await {
+                        // Planned on what another job has changed since; nothing was done, so plan again.
+                        Err(fault) if fault.name == "CONFLICT" && tries < CONFLICT_TRIES => {}
+                        finished => return Ok(answer(&*finished?).into()),
+                    }
+                }
             }
         }
     }

@@ -55,8 +55,12 @@ impl Operations {
         Outcome { writes, then: Some(Box::new(move || vms.put(record))), ..Outcome::default() }
     }
 
-    pub(super) async fn check_vm(&self, id: VmId, action: Action) -> Result<Outcome> {
+    pub(super) async fn check_vm(&self, id: VmId, action: Action, base: Option<u32>) -> Result<Outcome> {
         let vm = self.vm(id)?;
+        if base.is_some_and(|base| base != vm.record.mark()) {
+            let text = format!("VM {id} was changed by another job meanwhile; nothing was done, ask again");
+            return Err(JobFault::refusal("CONFLICT", text));
+        }
         let domain = self.domain(id).await?;
         let state = state_of(&vm.record.intent, domain.as_ref());
         allowed(state, action).map_err(|refusal| JobFault::refusal("VM_STATE", refusal.to_string()))?;
