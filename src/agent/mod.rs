@@ -74,6 +74,8 @@ pub enum StartError {
 const LEDGER: &[(&str, u16)] = &[("vm", 1), ("host", 1), ("password", 1)];
 /// Tables whose numbers must never be given twice.
 const COUNTERS: &[&str] = &["job"];
+/// Room is left for the names of files below it.
+const MAX_STATE_PATH: usize = 512;
 /// How often history is brought back to its bounds.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(86_400);
@@ -184,6 +186,9 @@ fn state_folder(dir: &Path) -> Result<SafePath, StartError> {
     let wrong = |why: String| StartError::StateFolder(dir.to_owned(), why);
     let path = dir.to_str().ok_or_else(|| wrong("its name is not UTF-8".to_owned()))?;
     let path = SafePath::parse(path).map_err(|e| wrong(e.to_string()))?;
+    if path.as_str().len() > MAX_STATE_PATH {
+        return Err(wrong(format!("its path is longer than {MAX_STATE_PATH} bytes")));
+    }
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     match made {
