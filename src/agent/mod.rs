@@ -111,6 +111,7 @@ pub async fn run(start: Start) -> Result<(), StartError> {
 
 async fn launch(start: &Start) -> Result<Running, StartError> {
     let settings = Arc::new(start.settings.clone());
+    worlds::check(&settings)?;
     let state_dir = state_folder(&settings.state.dir)?;
     // What takes long goes on at the same time: the store, the worlds, the password's hash.
     let opening = tokio::task::spawn_blocking({
