@@ -15,7 +15,7 @@ use crate::config::{Overrides, Settings};
 use crate::host::{certificate, password};
 use crate::job::{Engine, Options as JobOptions, Recurring};
 use crate::model::{JobId, SafePath, Secret};
-use crate::operation::{Operations, observe, plan};
+use crate::operation::{Operations, Worlds, observe, plan};
 use crate::store::{self, FaultPoint, OpenReport, Recovered, Store};
 use crate::wire::{self, Gate, Server, ServerConfig, TlsIdentity, TlsState};
 use access::{Surroundings, gate_policy};
@@ -86,7 +86,6 @@ struct Running {
     engine: Engine,
     server: Server,
     surroundings: Arc<Surroundings>,
-    worlds: worlds::Opened,
     stop: CancellationToken,
 }
 
@@ -94,9 +93,15 @@ struct Running {
 pub async fn run(start: Start) -> Result<(), StartError> {
     // First, so that a signal during the start stops us in order too.
     let mut signals = signals::Signals::new()?;
-    let running = tokio::select! {
-        running = launch(&start) => running?,
-        () = signals.stop() => return Ok(()),
+    let launched = tokio::select! {
+        launched = launch(&start) => launched.map(Some),
+        () = signals.stop() => Ok(None),
+    };
+    let Ok(Some(running)) = launched else {
+        if start.ephemeral_state {
+            worlds::end(&start.settings.state.dir).await;
+        }
+        return launched.map(|_| ());
     };
     let watchdog = signals::watchdog(running.store.clone(), running.stop.clone());
     signals::ready();
@@ -145,7 +150,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     ));
     let operations = Operations::load(
         opened.store.clone(),
-        worlds.drivers.clone(),
+        worlds,
         Arc::clone(&settings),
         Arc::clone(&surroundings) as _,
         state_dir,
@@ -179,7 +184,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         greet(&server, &socket, shown, &settings);
     }
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
-    Ok(Running { store: opened.store, engine, server, surroundings, worlds, stop })
+    Ok(Running { store: opened.store, engine, server, surroundings, stop })
 }
 
 /// Made if it is missing (0700), and a path that has no surprises in it.
@@ -233,9 +238,9 @@ fn first_password(start: &Start) -> Result<Option<FirstPassword>, StartError> {
 }
 
 /// What the server's certificate speaks for.
-async fn names(worlds: &worlds::Opened) -> certificate::Names {
-    let hostname = worlds.drivers.machine.facts().await.map(|f| f.hostname).unwrap_or_default();
-    let links = worlds.drivers.kernel.links().await.unwrap_or_default();
+async fn names(worlds: &Worlds) -> certificate::Names {
+    let hostname = worlds.machine.facts().await.map(|f| f.hostname).unwrap_or_default();
+    let links = worlds.kernel.links().await.unwrap_or_default();
     let addresses = links.iter().filter(|l| !l.loopback).flat_map(|l| l.addresses.iter().map(|(a, _)| *a));
     certificate::Names { hostname, addresses: addresses.collect() }
 }
@@ -357,7 +362,7 @@ async fn stop(start: &Start, running: Running) {
     }
     running.store.close().await;
     if start.ephemeral_state {
-        running.worlds.end().await;
+        worlds::end(&start.settings.state.dir).await;
     }
     tracing::info!("stopped");
 }
