@@ -23,13 +23,19 @@
 //! What it does not do: it never retries a step by itself, except that a step in doubt after a crash is run
 //! again if its plan says so ([`Resume::Redo`]).
 
+mod accept;
 mod engine;
+mod history;
 mod lock;
 mod record;
 mod recurring;
 mod run;
+#[cfg(test)]
+mod tests;
 
-pub use engine::{Engine, Listing, SubmitError};
+pub use accept::SubmitError;
+pub use engine::Engine;
+pub use history::Listing;
 pub use lock::{LockState, LockTable, LockView, LockWant, Mode};
 pub use record::{CancelRecord, JobFault, JobRecord, JobState, StepRecord, StepState};
 pub use recurring::Recurring;
@@ -149,9 +155,13 @@ impl StepContext {
             .submit(submission)
             .await
             .map_err(|e| JobFault::new("CHILD_REFUSED", e.to_string()))?;
+        // One that ended before a crash is found again and not open any more, so nobody else notes it.
+        self.engine.note_child(self.job, id);
         loop {
             match self.engine.wait(id, Duration::from_secs(3600)).await {
                 Ok(Some(record)) if record.state.is_terminal() => return Ok(record),
+                // The daemon stops: the child goes on after the restart, and so does this step, which is dropped now.
+                Ok(Some(_)) if self.engine.is_stopping() => std::future::pending().await,
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(JobFault::new("JOB_NOT_FOUND", format!("child job {id} is gone"))),
                 Err(error) => return Err(JobFault::new("STORE", error.to_string())),
