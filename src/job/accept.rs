@@ -9,6 +9,7 @@ use crate::store::{StoreError, Txn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Submissions with a key take one of these, so that two with the same key cannot both be new.
 pub(super) const KEY_STRIPES: usize = 64;
@@ -58,7 +59,9 @@ impl Engine {
             }
         };
         let id = self.reserve(&submission)?;
+        let accepted = Instant::now();
         let (record, plan) = self.first_record(id, submission);
+        let deadline = accepted + Duration::from_millis(record.deadline.0.saturating_sub(record.created.0));
         let mut txn = if plan.essential { Txn::essential() } else { Txn::new() };
         txn.put(&JOBS, &id, &record);
         txn.put(&PLANS, &id, &plan);
@@ -73,7 +76,7 @@ impl Engine {
             }
             return Err(error.into());
         }
-        let open = Arc::new(OpenJob::new(record, plan));
+        let open = Arc::new(OpenJob::new(record, plan, deadline));
         if let Some(parent) = parent {
             self.note_child(parent, id);
         }

@@ -85,13 +85,12 @@ pub(super) struct Family {
 }
 
 impl OpenJob {
-    pub(super) fn new(record: JobRecord, plan: StoredPlan) -> Self {
-        let left = Duration::from_millis(record.deadline.0.saturating_sub(Timestamp::now().0));
+    pub(super) fn new(record: JobRecord, plan: StoredPlan, deadline: Instant) -> Self {
         Self {
             parent: record.parent,
             essential: plan.essential,
             plan: Mutex::new(Some(plan)),
-            deadline: Instant::now() + left,
+            deadline,
             record: watch::Sender::new(Arc::new(record)),
             cancel: CancellationToken::new(),
             asked: Mutex::default(),
@@ -159,7 +158,8 @@ impl Engine {
             let Some(record) = self.0.store.get(&JOBS, &id).await? else {
                 return Err(StoreError::Damaged(format!("job {id} has a plan and no record")));
             };
-            jobs.push((id, Arc::new(OpenJob::new(record, plan))));
+            let left = Duration::from_millis(record.deadline.0.saturating_sub(Timestamp::now().0));
+            jobs.push((id, Arc::new(OpenJob::new(record, plan, Instant::now() + left))));
         }
         {
             let mut state = self.state();

@@ -405,6 +405,6 @@ fn panic_fault(error: &tokio::task::JoinError) -> JobFault {
 pub(super) fn progress(weights: &[u32], step: usize, percent: u8) -> u8 {
     let total: u64 = weights.iter().map(|w| u64::from(*w)).sum::<u64>().max(1);
     let before: u64 = weights.iter().take(step).map(|w| u64::from(*w)).sum();
-    let own = weights.get(step).map_or(0, |w| u64::from(*w)) * u64::from(percent.min(100)) / 100;
-    u8::try_from((before + own) * 100 / total).unwrap_or(99).min(99)
+    let own = weights.get(step).map_or(0, |w| u64::from(*w)) * u64::from(percent.min(100));
+    u8::try_from((before * 100 + own) / total).unwrap_or(99).min(99)
 }

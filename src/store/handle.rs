@@ -110,6 +110,7 @@ impl Store {
                 }
                 let results = self.core.commit_group(std::slice::from_ref(&txn))?;
                 if let Some(end) = end
+                    && results.iter().all(Result::is_ok)
                     && end.left.fetch_sub(1, Ordering::SeqCst) == 1
                 {
                     end.dead.cancel();

@@ -60,7 +60,7 @@ async fn a_parent_lets_go_of_its_locks_only_after_its_last_child() {
     let next = life.submit(on("vm/a", &[("next", Act::Do)])).await;
     assert_eq!(life.end(parent).await.state, JobState::Succeeded);
     life.end(next).await;
-    assert_eq!(life.world().ended.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [3, 1, 2]);
+    assert_eq!(life.world().ended.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [2, 1, 3]);
     life.assert_idle().await;
 }
 
