@@ -54,7 +54,7 @@ pub enum StartError {
     Certificate(#[from] certificate::CertificateError),
     #[error("TLS")]
     Tls(#[from] wire::TlsError),
-    #[error("{0}")]
+    #[error(transparent)]
     Listen(#[from] wire::ListenError),
     #[error("sockets handed over by systemd")]
     Activation(#[from] wire::ActivationError),
@@ -64,7 +64,7 @@ pub enum StartError {
     Password(PathBuf, String),
     #[error("{0}")]
     World(String),
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error("a part of the start was interrupted: {0}")]
     Interrupted(#[from] tokio::task::JoinError),
