@@ -115,7 +115,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         let options = store_options(&settings, start.fault);
         move || store::Store::open(options)
     });
-    let first = first_password(start)?;
+    let mut first = first_password(start, &settings)?;
     let hashing = first.as_ref().map(|password| {
         let password = password.secret.clone();
         tokio::task::spawn_blocking(move || wire::hash_password(&password))
@@ -149,10 +149,16 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     )
     .await?;
     if let Some(hash) = hashing {
-        let hash = hash.await??;
-        if start.password_file.is_some() || !operations.has_password() {
-            operations.first_password(hash).await?;
-        }
+        keep_password(&operations, hash.await??).await?;
+    } else if start.dev && !operations.has_password() {
+        // A first start was killed before it kept one.
+        let secret = random_password()?.secret;
+        let hash = tokio::task::spawn_blocking({
+            let secret = secret.clone();
+            move || wire::hash_password(&secret)
+        });
+        keep_password(&operations, hash.await??).await?;
+        first = Some(FirstPassword { secret });
     }
     let floor = JobId(opened.report.counters.get("job").copied().unwrap_or(0));
     let engine =
@@ -208,14 +214,30 @@ struct FirstPassword {
     secret: Secret,
 }
 
-/// From the file, or made up for `--dev`. A real host without a password waits for `dom0ctl password set`.
-fn first_password(start: &Start) -> Result<Option<FirstPassword>, StartError> {
+fn random_password() -> Result<FirstPassword, StartError> {
+    let secret = password::random().map_err(|e| StartError::World(e.to_string()))?;
+    Ok(FirstPassword { secret })
+}
+
+/// A store that can only be read keeps the password it has, and is served all the same.
+async fn keep_password(operations: &Operations, hash: String) -> Result<(), StartError> {
+    match operations.first_password(hash).await {
+        Err(store::StoreError::ReadOnly(why)) => {
+            tracing::warn!(why, "the given password is not taken over");
+            Ok(())
+        }
+        kept => Ok(kept?),
+    }
+}
+
+/// From the file, or made up for `--dev` when the state is new. A host that has none waits for `dom0ctl password
+/// set`.
+fn first_password(start: &Start, settings: &Settings) -> Result<Option<FirstPassword>, StartError> {
     let Some(file) = &start.password_file else {
-        if !start.dev {
+        if !start.dev || settings.state.dir.join("sled").exists() {
             return Ok(None);
         }
-        let secret = password::random().map_err(|e| StartError::World(e.to_string()))?;
-        return Ok(Some(FirstPassword { secret }));
+        return random_password().map(Some);
     };
     let wrong = |why: String| StartError::Password(file.clone(), why);
     let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
