@@ -148,17 +148,19 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         state_dir,
     )
     .await?;
-    if let Some(hash) = hashing {
-        keep_password(&operations, hash.await??).await?;
-    } else if start.dev && !operations.has_password() {
-        // A first start was killed before it kept one.
-        let secret = random_password()?.secret;
-        let hash = tokio::task::spawn_blocking({
-            let secret = secret.clone();
-            move || wire::hash_password(&secret)
-        });
-        keep_password(&operations, hash.await??).await?;
-        first = Some(FirstPassword { secret });
+    // A made-up one is only for a host that has none: the ledger may have brought one back.
+    let wanted = start.password_file.is_some() || !operations.has_password();
+    match hashing.filter(|_| wanted) {
+        Some(hash) => keep_password(&operations, hash.await??).await?,
+        None if start.dev && !operations.has_password() => {
+            // A first start was killed before it kept one.
+            let made = random_password()?;
+            let secret = made.secret.clone();
+            let hash = tokio::task::spawn_blocking(move || wire::hash_password(&secret));
+            keep_password(&operations, hash.await??).await?;
+            first = Some(made);
+        }
+        None => first = None,
     }
     let floor = JobId(opened.report.counters.get("job").copied().unwrap_or(0));
     let engine =

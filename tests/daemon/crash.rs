@@ -357,14 +357,18 @@ async fn prepare(home: &Home, daemon: &Daemon, case: &Case, cycle: u64) -> Targe
     let vm = VmId::random();
     let mut target =
         Target { vm, cycle, core: String::new(), reboots: 0, fingerprint: String::new(), before: 0 };
-    if case.verb == "sys_shutdown" {
-        // A host that was switched off is switched on again.
-        home.world().call(Request::HostReboot, PATIENCE).await.unwrap();
-        until("the host is on again", PATIENCE, async || {
-            matches!(home.world().call(Request::Host, PATIENCE).await, Ok(Answer::Host(host)) if host.powered_on)
-        })
-        .await;
-    }
+    let powered_on = async |home: &Home| {
+        matches!(home.world().call(Request::Host, PATIENCE).await, Ok(Answer::Host(host)) if host.powered_on)
+    };
+    // Asked again and again: a power-off that was ordered twice beats a reboot asked for in between.
+    until("the host is on", PATIENCE, async || {
+        let on = powered_on(home).await;
+        if !on {
+            home.world().call(Request::HostReboot, PATIENCE).await.unwrap();
+        }
+        on
+    })
+    .await;
     match case.from {
         From::Nothing | From::Host => {}
         From::Unowned | From::Owned => {

@@ -2,5 +2,8 @@
 //! on when the daemon is killed.
 #![allow(clippy::unwrap_used, reason = "tests and their helpers: a failure shall stop them")]
 
+mod calls;
 mod crash;
+mod stop;
+mod store;
 mod support;

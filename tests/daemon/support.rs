@@ -69,7 +69,7 @@ impl Home {
         let name = |path: &Path| path.to_str().unwrap().to_owned();
         let mut arguments = vec!["--dev".to_owned(), "--state-dir".to_owned(), name(&self.state)];
         arguments.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);
-        if !self.state.join("sled").exists() {
+        if !self.state.join("tls").exists() {
             arguments.extend(["--password-file".to_owned(), name(&self.path("password"))]);
         }
         if self.path("dom0d.toml").exists() {
