@@ -20,6 +20,7 @@ use crate::store::{self, FaultPoint, OpenReport, Recovered, Store};
 use crate::wire::{self, Gate, Server, ServerConfig, TlsIdentity, TlsState};
 use access::{Surroundings, gate_policy};
 use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -302,7 +303,7 @@ fn listen(
         false => activated.tcp,
     };
     let unix = match activated.unix.is_empty() {
-        true => vec![wire::bind_unix(&socket, &settings.wire.socket_group)?],
+        true => operators_socket(&socket, &settings.wire.socket_group)?,
         false => activated.unix,
     };
     let server = Server::start(ServerConfig {
@@ -315,6 +316,21 @@ fn listen(
         unix,
     })?;
     Ok((server, socket))
+}
+
+/// On a disk that takes no new file, managers are still served.
+fn operators_socket(path: &Path, group: &str) -> Result<Vec<UnixListener>, StartError> {
+    use std::io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
+    match wire::bind_unix(path, group) {
+        Ok(listener) => Ok(vec![listener]),
+        Err(wire::ListenError::Unix { path, source })
+            if matches!(source.kind(), ReadOnlyFilesystem | StorageFull) =>
+        {
+            tracing::error!(path = %path.display(), error = %source, "there is no operator's socket: its disk cannot be written");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The agent's own work, as jobs like any other.

@@ -4,6 +4,8 @@
 
 mod calls;
 mod crash;
+mod crowd;
+mod secrets;
 mod stop;
 mod store;
 mod support;
