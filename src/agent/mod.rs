@@ -20,6 +20,7 @@ use crate::store::{self, FaultPoint, OpenReport, Recovered, Store};
 use crate::wire::{self, Gate, Server, ServerConfig, TlsIdentity, TlsState};
 use access::{Surroundings, gate_policy};
 use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,7 +124,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         let options = store_options(&settings, start.fault);
         move || store::Store::open(options)
     });
-    let first = first_password(start)?;
+    let mut first = first_password(start, &settings)?;
     let hashing = first.as_ref().map(|password| {
         let password = password.secret.clone();
         tokio::task::spawn_blocking(move || wire::hash_password(&password))
@@ -156,13 +157,19 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         state_dir,
     )
     .await?;
-    let mut shown = None;
-    if let Some(hash) = hashing
-        && (start.password_file.is_some() || !operations.has_password())
-    {
-        operations.first_password(hash.await??).await?;
-        // One from a file is known to whoever wrote the file.
-        shown = first.filter(|_| start.password_file.is_none());
+    // A made-up one is only for a host that has none: the ledger may have brought one back.
+    let wanted = start.password_file.is_some() || !operations.has_password();
+    match hashing.filter(|_| wanted) {
+        Some(hash) => keep_password(&operations, hash.await??).await?,
+        None if start.dev && !operations.has_password() => {
+            // A first start was killed before it kept one.
+            let made = random_password()?;
+            let secret = made.secret.clone();
+            let hash = tokio::task::spawn_blocking(move || wire::hash_password(&secret));
+            keep_password(&operations, hash.await??).await?;
+            first = Some(made);
+        }
+        None => first = None,
     }
     let floor = JobId(opened.report.counters.get("job").copied().unwrap_or(0));
     let engine =
@@ -181,7 +188,8 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     surroundings.serve(server.metrics());
     start_recurring(&engine, &operations, &settings);
     if start.dev {
-        greet(&server, &socket, shown, &settings);
+        // One from a file is known to whoever wrote the file.
+        greet(&server, &socket, first.filter(|_| start.password_file.is_none()), &settings);
     }
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     Ok(Running { store: opened.store, engine, server, surroundings, stop })
@@ -221,14 +229,30 @@ struct FirstPassword {
     secret: Secret,
 }
 
-/// From the file, or made up for `--dev`. A real host without a password waits for `dom0ctl password set`.
-fn first_password(start: &Start) -> Result<Option<FirstPassword>, StartError> {
+fn random_password() -> Result<FirstPassword, StartError> {
+    let secret = password::random().map_err(|e| StartError::World(e.to_string()))?;
+    Ok(FirstPassword { secret })
+}
+
+/// A store that can only be read keeps the password it has, and is served all the same.
+async fn keep_password(operations: &Operations, hash: String) -> Result<(), StartError> {
+    match operations.first_password(hash).await {
+        Err(store::StoreError::ReadOnly(why)) => {
+            tracing::warn!(why, "the given password is not taken over");
+            Ok(())
+        }
+        kept => Ok(kept?),
+    }
+}
+
+/// From the file, or made up for `--dev` when the state is new. A host that has none waits for `dom0ctl password
+/// set`.
+fn first_password(start: &Start, settings: &Settings) -> Result<Option<FirstPassword>, StartError> {
     let Some(file) = &start.password_file else {
-        if !start.dev {
+        if !start.dev || settings.state.dir.join("sled").exists() {
             return Ok(None);
         }
-        let secret = password::random().map_err(|e| StartError::World(e.to_string()))?;
-        return Ok(Some(FirstPassword { secret }));
+        return random_password().map(Some);
     };
     let wrong = |why: String| StartError::Password(file.clone(), why);
     let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
@@ -291,7 +315,7 @@ fn listen(
         false => activated.tcp,
     };
     let unix = match activated.unix.is_empty() {
-        true => vec![wire::bind_unix(&socket, &settings.wire.socket_group)?],
+        true => operators_socket(&socket, &settings.wire.socket_group)?,
         false => activated.unix,
     };
     let server = Server::start(ServerConfig {
@@ -304,6 +328,21 @@ fn listen(
         unix,
     })?;
     Ok((server, socket))
+}
+
+/// On a disk that takes no new file, managers are still served.
+fn operators_socket(path: &Path, group: &str) -> Result<Vec<UnixListener>, StartError> {
+    use std::io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
+    match wire::bind_unix(path, group) {
+        Ok(listener) => Ok(vec![listener]),
+        Err(wire::ListenError::Unix { path, source })
+            if matches!(source.kind(), ReadOnlyFilesystem | StorageFull) =>
+        {
+            tracing::error!(path = %path.display(), error = %source, "there is no operator's socket: its disk cannot be written");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The agent's own work, as jobs like any other.
