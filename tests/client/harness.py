@@ -155,7 +155,8 @@ class Daemon:
         connection = self.connection()
         try:
             headers = {"Content-Type": "text/xml", "Authorization": self.basic()}
-            connection.request("POST", path, body, headers)
+            # http.client would send a str as Latin-1.
+            connection.request("POST", path, body.encode(), headers)
             answer = connection.getresponse()
             assert answer.status == 200, answer.status
             return answer.read()

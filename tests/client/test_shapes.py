@@ -86,7 +86,7 @@ class EveryRecordedElement(DaemonCase):
         self.assertShape("nil", self.answer("configure_vm_ha", REPO, self.off, False))
 
     def test_a_fault(self):
-        raw = self.daemon.raw("get_vm_config", REPO, "00" * 16)
+        raw = self.daemon.raw("get_vm_config", REPO, "0b" * 16)
         self.assertShape("fault", shapes.fault(raw))
         self.assertEqual([child.tag for child in ET.fromstring(raw)], ["fault"])
 
