@@ -19,6 +19,7 @@ impl Executor for Operations {
         match parse(step)? {
             Step::CheckVm { vm, action } => self.check_vm(vm, action).await,
             Step::CheckNewVm { vm } => self.check_new_vm(vm),
+            Step::CheckUnchanged { vm, fingerprint } => self.check_unchanged(vm, &fingerprint),
             Step::PutVm { record, created } => self.put_vm(*record, created, context),
             Step::SetHa { vm, enabled } => self.record_outcome(vm, |record| record.ha = enabled),
             Step::DeleteVm { vm } => self.delete_vm(vm, context),

@@ -60,18 +60,21 @@ pub fn create_vm(record: VmRecord) -> Plan {
 }
 
 /// Replaces the configuration of a VM that is off.
-pub fn set_vm_config(record: VmRecord) -> Plan {
-    let vm = record.id();
-    let record = Box::new(record);
-    let steps =
-        vec![Step::CheckVm { vm, action: Action::Reconfigure }, Step::PutVm { record, created: false }];
+pub fn set_vm_config(old: &VmRecord, new: VmRecord) -> Plan {
+    let vm = new.id();
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Reconfigure },
+        Step::CheckUnchanged { vm, fingerprint: old.fingerprint() },
+        Step::PutVm { record: Box::new(new), created: false },
+    ];
     Plan::new(format!("set the configuration of VM {vm}"), naming_locks(vm), steps)
 }
 
 /// Changes a VM from `old` to `new`, in the running domain too if it has one.
 pub fn configure_vm(state: VmState, old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure }];
+    let unchanged = Step::CheckUnchanged { vm, fingerprint: old.fingerprint() };
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure }, unchanged];
     if matches!(state, VmState::Running | VmState::Paused) {
         let changes = hotplugs(&old.config, &new.config);
         steps.extend(changes.into_iter().map(|change| Step::Hotplug { vm, change }));

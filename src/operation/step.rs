@@ -19,6 +19,11 @@ pub enum Step {
     CheckNewVm {
         vm: VmId,
     },
+    /// The plan was made from this configuration, before the job had the VM's lock.
+    CheckUnchanged {
+        vm: VmId,
+        fingerprint: String,
+    },
     // Records only.
     PutVm {
         record: Box<VmRecord>,
@@ -226,7 +231,10 @@ impl Step {
     /// Has it an effect outside the store, can it be undone, how long does it take compared to others.
     fn nature(&self) -> (bool, bool, u32) {
         match self {
-            Self::CheckVm { .. } | Self::CheckNewVm { .. } | Self::InspectDomain { .. } => (false, false, 1),
+            Self::CheckVm { .. }
+            | Self::CheckNewVm { .. }
+            | Self::CheckUnchanged { .. }
+            | Self::InspectDomain { .. } => (false, false, 1),
             Self::PutVm { .. } | Self::SetHa { .. } | Self::DeleteVm { .. } | Self::PutHost { .. } => {
                 (false, false, 1)
             }
@@ -248,6 +256,9 @@ impl Step {
                 ("check", format!("VM {vm}: may one {} it now?", action.infinitive()))
             }
             Self::CheckNewVm { vm } => ("check", format!("VM {vm}: is its id free?")),
+            Self::CheckUnchanged { vm, .. } => {
+                ("check", format!("VM {vm}: has nobody else changed its configuration meanwhile?"))
+            }
             Self::PutVm { record, .. } => {
                 ("write_record", format!("write the record of VM {}", record.config.name))
             }

@@ -70,6 +70,16 @@ impl Operations {
         }
     }
 
+    pub(super) fn check_unchanged(&self, id: VmId, fingerprint: &str) -> Result<Outcome> {
+        if self.vm(id)?.record.fingerprint() == fingerprint {
+            return Ok(Outcome::done());
+        }
+        let text = format!(
+            "the configuration of VM {id} was changed by somebody else meanwhile; look at it and ask again"
+        );
+        Err(JobFault::refusal("CONFLICT", text))
+    }
+
     fn check_clash(&self, record: &VmRecord) -> Result<Outcome> {
         match self.vms.clash(record) {
             Some(clash) => Err(JobFault::refusal("VM_EXISTS", clash)),
@@ -96,6 +106,7 @@ impl Operations {
                 now.config = record.config;
                 now.kept = record.kept;
                 now.repo = record.repo;
+                now.ha = record.ha;
             })?
         };
         event.with_job(context.job).append_to(&mut outcome.writes);

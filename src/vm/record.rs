@@ -84,6 +84,13 @@ impl VmRecord {
         self.config.vm
     }
 
+    /// Tells whether what a manager configures is still what it was.
+    pub fn fingerprint(&self) -> String {
+        let told = serde_json::to_vec(&(&self.config, &self.kept, &self.repo, self.ha)).unwrap_or_default();
+        let digest = ring::digest::digest(&ring::digest::SHA256, &told);
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The lock that guards this VM.
     pub fn lock(id: VmId) -> String {
         format!("vm/{id}")

@@ -145,6 +145,9 @@ class TheHostGoesDown(DaemonCase):
             self.proxy.start_vm(REPO, vm)
             vms.append(vm)
         self.proxy.pause_vm(REPO, vms[2])
+        # Seconds are the unit, so the world must be older than that for a later boot to show.
+        up = lambda: (t := self.proxy.get_last_boot_time())["local_time"] - t["last_boot_time"]  # noqa: E731
+        wait_for("the host to be up for seconds", lambda: up() >= 2)
         before = self.proxy.get_last_boot_time()["last_boot_time"]
         boot_id = self.proxy.host_get()["boot_id"]
         self.assertIsNone(self.proxy.sys_reboot())

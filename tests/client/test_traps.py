@@ -1,11 +1,12 @@
 """What clients of the original agent stumble over if it differs: the wire's forms and the answers' small print."""
 
 import socket
+import threading
 import xmlrpc.client
 
 import apache
 import shapes
-from harness import DISKS, MANAGER, REPO, Curl, Daemon, DaemonCase, mac, new_vm, request
+from harness import DISKS, MANAGER, REPO, Curl, Daemon, DaemonCase, mac, new_vm, request, wait_for
 
 EX = apache.EX
 
@@ -36,7 +37,7 @@ class Values(DaemonCase):
             for sent in ("<i8>", f"<ex:i8 xmlns:ex='{EX}'>", "<ex:i8>"):
                 answer = self.echo(f"<value>{sent}{number}</{sent[1:].split()[0].rstrip('>')}></value>")
                 self.assertEqual((shapes.kind(answer), answer[0].text), ("i8", str(number)))
-        self.assertIn("too large", self.echo_fault(f"<value><int>{2**31}</int></value>"))
+        self.assertIn("no 32-bit integer", self.echo_fault(f"<value><int>{2**31}</int></value>"))
 
     def echo_fault(self, value):
         fault = shapes.fault(self.daemon.post(call("echo", value)))
@@ -240,6 +241,79 @@ class Machines(DaemonCase):
         for path in ("/etc/shadow", "/OVS/Repositories/../../etc/shadow", f"{DISKS}/../../../../../etc/shadow"):
             vm, params = new_vm("outside", disk=[f"file:{path},xvda,w"])
             self.assertFault("disk", self.proxy.create_vm, REPO, vm, params)
+
+    def test_a_configuration_goes_back_as_it_came_whatever_is_in_it(self):
+        rich = {"cpus": "0-1", "tsc_mode": "native", "localtime": 1, "OVM_high_availability": True, "maxmem": 2048,
+                "vfb": ["type=vnc,vnclisten=127.0.0.1,vncdisplay=77,keymap=de"], "on_crash": "coredump-restart"}  # fmt: skip
+        for kind in ("pv", "hvm", "kernel", "pvh"):
+            with self.subTest(kind):
+                vif = f"mac={mac()},bridge=xenbr0" + (",type=ioemu,model=e1000" if kind == "hvm" else "")
+                vm, _ = self.create(f"rich-{kind}", kind, **rich, vif=[vif])
+                config = self.proxy.get_vm_config(REPO, vm)
+                everything = self.proxy.vm_get(vm)["config"]
+                for key in ("cpus", "tsc_mode", "on_crash", "maxmem"):
+                    self.assertEqual(config[key], rich[key], key)
+                self.assertTrue(config["localtime"])
+                self.assertIs(config["OVM_high_availability"], True)
+                self.assertIsNone(self.proxy.set_vm_config(REPO, vm, config))
+                self.assertEqual(self.proxy.get_vm_config(REPO, vm), config)
+                self.assertIsNone(self.proxy.configure_vm(REPO, vm, config))
+                self.assertEqual(self.proxy.get_vm_config(REPO, vm), config)
+                self.assertEqual(self.proxy.vm_get(vm)["config"], everything)
+
+    def test_high_availability_is_switched_by_configure_vm_too(self):
+        vm, _ = self.create("ha")
+        for wanted in (True, False):
+            self.proxy.configure_vm(REPO, vm, {"OVM_high_availability": wanted})
+            self.assertIs(self.proxy.get_vm_config(REPO, vm)["OVM_high_availability"], wanted)
+            self.assertIs(self.proxy.vm_get(vm)["ha"], wanted)
+
+    def test_changes_at_the_same_time_do_not_undo_each_other(self):
+        vm, params = self.create("crowd")
+        self.proxy.start_vm(REPO, vm)
+        self.addCleanup(self.proxy.stop_vm, REPO, vm, True)
+        changes = [{"disk": params["disk"] + [f"file:{DISKS}/crowd.raw,xvdb,w"]}, {"memory": 384},
+                   {"vif": params["vif"] + [f"mac={mac()},bridge=xenbr0"]}, {"OVM_a": "1"}, {"cpu_cap": 50}]  # fmt: skip
+        proxies, told = [self.daemon.proxy() for _ in changes], []
+
+        def change(proxy, what):
+            try:
+                proxy.configure_vm(REPO, vm, what)
+            except xmlrpc.client.Fault as fault:
+                told.append((what, fault.faultString))
+
+        threads = [threading.Thread(target=change, args=pair) for pair in zip(proxies, changes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        config = self.proxy.get_vm_config(REPO, vm)
+        refused = [what for what, _ in told]
+        for what in changes:
+            ((key, value),) = what.items()
+            if what not in refused:
+                self.assertEqual(config.get(key), value, f"said to be done; refused: {told}")
+        for _, text in told:
+            self.assertIn("CONFLICT", text)
+
+    def test_a_vm_that_went_off_by_itself_is_created_and_started_again(self):
+        """CloudStack deletes a VM only when it stops it: one whose guest powered off it creates once more."""
+        vm, params = self.create("again")
+        self.proxy.start_vm(REPO, vm)
+        self.assertFault("VM_EXISTS", self.proxy.create_vm, REPO, vm, params)
+        self.proxy.trigger_vm(REPO, vm, "power", 0)
+        wait_for("the guest to end", lambda: self.running("again") is None and self.state(vm) == "off")
+        self.assertIsNone(self.proxy.create_vm(REPO, vm, params | {"memory": "640"}))
+        self.assertEqual(self.proxy.get_vm_config(REPO, vm)["memory"], 640)
+        self.assertIsNone(self.proxy.start_vm(REPO, vm))
+        self.proxy.save_vm(REPO, vm, False)
+        self.assertFault("VM_EXISTS", self.proxy.create_vm, REPO, vm, params)
+        self.proxy.restore_vm(REPO, vm, False)
+        self.proxy.stop_vm(REPO, vm, True)
+        other, more = new_vm("again")
+        self.assertFault("VM_EXISTS", self.proxy.create_vm, REPO, other, more)
+        self.assertFault("VM_EXISTS", self.proxy.create_vm, REPO, vm, params | {"name": "another-name"})
+        self.assertFault("VM_EXISTS", self.proxy.create_vm, "0c" * 16, vm, params)
 
 
 class Restart(DaemonCase):
