@@ -136,6 +136,19 @@ class ThePassword(DaemonCase):
         self.assertIn("Unauthorized access attempt", self.daemon.log.read_text())
 
 
+class Guessing(DaemonCase):
+    def test_a_manager_that_is_known_is_served_while_somebody_guesses_passwords_beside_it(self):
+        self.proxy.echo("known")
+        body = xmlrpc.client.dumps((), "get_api_version")
+        for number in range(25):
+            connection = self.daemon.connection()
+            connection.request("POST", "/RPC2", body, {"Authorization": self.daemon.basic(f"guess{number}")})
+            self.assertEqual(connection.getresponse().status, 403)
+            connection.close()
+        self.assertEqual(self.proxy.get_api_version(), [3])
+        self.assertEqual(self.daemon.proxy().get_api_version(), [3], "also on a new connection")
+
+
 class TheHostGoesDown(DaemonCase):
     def test_a_reboot_stops_every_vm_and_the_host_is_up_again_since_later(self):
         vms = []

@@ -21,6 +21,8 @@ class Keys:
         self.issue("agent", "ours")
         self.issue("second", "ours")
         self.issue("stranger", "theirs")
+        self.openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "alone.key", "-out", "alone.pem", "-days",
+            "2", "-subj", "/CN=alone", "-addext", "basicConstraints=critical,CA:FALSE")  # fmt: skip
 
     def openssl(self, *arguments):
         done = run("openssl", *arguments, cwd=self.folder)
@@ -107,6 +109,24 @@ class Certificates(OwnershipCase):
     def test_a_pinned_ca_vouches_for_what_it_issued_and_for_nothing_else(self):
         self.take("ours")
         self.assertEqual([self.by(name) for name in ("agent", "second", "stranger")], [200, 200, 403])
+
+    def test_a_certificate_that_signed_itself_is_pinned_and_works_over_tls_1_2_and_by_curl(self):
+        self.take("alone")
+        self.assertEqual(self.by("alone"), 200)
+        context = self.daemon.tls(self.keys.pair("alone"))
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        connection = http.client.HTTPSConnection("127.0.0.1", self.daemon.port, context=context, timeout=PATIENCE_S)
+        self.addCleanup(connection.close)
+        self.assertEqual(self.status(connection), 200)
+        self.assertEqual(connection.sock.version(), "TLSv1.2")
+        body = self.keys.folder / "call.xml"
+        body.write_text(xmlrpc.client.dumps((), "get_api_version"))
+        for name, status in (("alone", "200"), ("stranger", "403")):
+            certificate, key = self.keys.pair(name)
+            done = run("curl", "--silent", "--cacert", self.daemon.ca, "--cert", certificate, "--key", key, "--data-binary",
+                f"@{body}", "--output", str(self.keys.folder / "answer"), "--write-out", "%{http_code}",
+                f"https://127.0.0.1:{self.daemon.port}/RPC2")  # fmt: skip
+            self.assertEqual((done.returncode, done.stdout), (0, status))
 
     def test_the_owner_changes_its_certificate_and_the_old_one_is_nothing_at_once(self):
         self.take("agent")

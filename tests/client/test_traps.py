@@ -224,7 +224,7 @@ class Machines(DaemonCase):
         self.assertIsNone(self.proxy.configure_vm(REPO, vm, {}))
 
     def test_a_vnc_line_is_taken_in_any_order_of_its_parts(self):
-        vfb = "keymap=en-us,vncpasswd=7693f834ca67912e,type=vnc,vnclisten=0.0.0.0,vncunused=1,vncused=1"
+        vfb = "keymap=en-us, vncpasswd=7693f834ca67912e,type=vnc,vnclisten=0.0.0.0,vncunused=1,vncused=1"
         vm, _ = self.create("vnc", vfb=[vfb])
         (line,) = self.proxy.get_vm_config(REPO, vm)["vfb"]
         self.assertLessEqual({"type=vnc", "vnclisten=0.0.0.0", "keymap=en-us"}, set(line.split(",")))
@@ -260,6 +260,34 @@ class Machines(DaemonCase):
                 self.assertIsNone(self.proxy.configure_vm(REPO, vm, config))
                 self.assertEqual(self.proxy.get_vm_config(REPO, vm), config)
                 self.assertEqual(self.proxy.vm_get(vm)["config"], everything)
+
+    def test_an_hvm_vm_as_oracles_own_manager_writes_it(self):
+        disks = [f"file:{DISKS}/0004fb00.img,xvda,w", f"file:/OVS/Repositories/{REPO}/ISOs/0004fb01.iso,xvdb:cdrom,r"]
+        addresses = [mac(), mac()]
+        vifs = [f"type=ioemu,mac={addresses[0]},bridge=10238073c2,model=e1000", f"mac={addresses[1]}, bridge=xenbr0"]
+        vm = "0004fb0000060000cfe2da48f9e2120e"
+        params = {
+            "vif": vifs, "OVM_simple_name": "ESXi-01", "vnclisten": "127.0.0.1", "serial": "pty", "disk": disks,
+            "vncunused": 1, "uuid": "0004fb00-0006-0000-cfe2-da48f9e2120e", "on_reboot": "restart", "boot": "dc",
+            "cpu_weight": 27500, "memory": 4096, "cpu_cap": 0, "maxvcpus": 2, "OVM_high_availability": False, "vnc": 1,
+            "OVM_description": "", "on_poweroff": "destroy", "on_crash": "restart", "guest_os_type": "linux",
+            "name": vm, "builder": "hvm", "vcpus": 2, "keymap": "pt-br", "OVM_os_type": "Other Linux", "acpi": 1,
+            "OVM_cpu_compat_group": "", "OVM_domain_type": "xen_hvm", "kernel": "hvmloader", "timer_mode": 2,
+            "device_model": "/usr/lib/xen/bin/qemu-dm", "disk_other_config": [], "vif_other_config": [],
+        }  # fmt: skip
+        self.assertIsNone(self.proxy.create_vm(REPO, vm, params))
+        self.addCleanup(self.proxy.delete_vm, REPO, vm)
+        self.proxy.start_vm(REPO, vm)
+        shown = self.running(vm)
+        self.assertEqual([vif["mac"] for vif in shown["device"]["vif"]], addresses)
+        self.assertEqual([vbd["dev"] for vbd in shown["device"]["vbd"]], ["xvda:disk", "xvdb:cdrom"])
+        self.assertEqual(shown["device"]["vfb"][0]["keymap"], "pt-br")
+        config = self.proxy.get_vm_config(REPO, vm)
+        for key in params.keys() - {"vif", "uuid", "vnc", "vncunused", "vnclisten", "keymap", "acpi", "kernel"}:
+            self.assertEqual(config[key], params[key], key)
+        limits = [[disks[0], "xvda", {"priority": "7"}]]
+        self.assertFault("disk_other_config", self.proxy.configure_vm, REPO, vm, {"disk_other_config": limits})
+        self.proxy.stop_vm(REPO, vm, True)
 
     def test_high_availability_is_switched_by_configure_vm_too(self):
         vm, _ = self.create("ha")
