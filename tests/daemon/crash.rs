@@ -262,7 +262,7 @@ fn new_password(target: &Target) -> String {
 }
 
 fn roles(cycle: u64) -> &'static str {
-    if cycle % 2 == 0 { "xen" } else { "xen,utility" }
+    if cycle.is_multiple_of(2) { "xen" } else { "xen,utility" }
 }
 
 /// A check that reads with the local caller.
