@@ -71,8 +71,11 @@ pub fn set_vm_config(record: VmRecord) -> Plan {
 /// Changes a VM from `old` to `new`, in the running domain too if it has one.
 pub fn configure_vm(state: VmState, old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure }];
-    if matches!(state, VmState::Running | VmState::Paused) {
+    let live = matches!(state, VmState::Running | VmState::Paused);
+    let before = Box::new(old.config.clone());
+    let mut steps =
+        vec![Step::CheckVm { vm, action: Action::Configure }, Step::CheckUnchanged { vm, before, live }];
+    if live {
         let changes = hotplugs(&old.config, &new.config);
         steps.extend(changes.into_iter().map(|change| Step::Hotplug { vm, change }));
     }

@@ -5,7 +5,7 @@ use crate::job::{PlannedStep, Resume};
 use crate::model::{MiB, SafePath, VmId};
 use crate::vm::{Action, VmRecord};
 use crate::xen::Trigger;
-use crate::xen::config::{Disk, Vif};
+use crate::xen::config::{Disk, DomainConfig, Vif};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +18,12 @@ pub enum Step {
     },
     CheckNewVm {
         vm: VmId,
+    },
+    /// What the plan was made from is still so.
+    CheckUnchanged {
+        vm: VmId,
+        before: Box<DomainConfig>,
+        live: bool,
     },
     // Records only.
     PutVm {
@@ -226,7 +232,8 @@ impl Step {
     /// Has it an effect outside the store, can it be undone, how long does it take compared to others.
     fn nature(&self) -> (bool, bool, u32) {
         match self {
-            Self::CheckVm { .. } | Self::CheckNewVm { .. } | Self::InspectDomain { .. } => (false, false, 1),
+            Self::CheckVm { .. } | Self::CheckNewVm { .. } => (false, false, 1),
+            Self::CheckUnchanged { .. } | Self::InspectDomain { .. } => (false, false, 1),
             Self::PutVm { .. } | Self::SetHa { .. } | Self::DeleteVm { .. } | Self::PutHost { .. } => {
                 (false, false, 1)
             }
@@ -248,6 +255,9 @@ impl Step {
                 ("check", format!("VM {vm}: may one {} it now?", action.infinitive()))
             }
             Self::CheckNewVm { vm } => ("check", format!("VM {vm}: is its id free?")),
+            Self::CheckUnchanged { vm, .. } => {
+                ("check", format!("VM {vm}: is it still what the plan was made for?"))
+            }
             Self::PutVm { record, .. } => {
                 ("write_record", format!("write the record of VM {}", record.config.name))
             }
