@@ -48,6 +48,7 @@ impl Executor for Operations {
             Step::InspectDomain { vm } => self.inspect_domain(vm).await,
             Step::SettleClear { vm } => self.settle_clear(vm, context).await,
             Step::SettleRebuild { vm } => self.settle_rebuild(vm, context).await,
+            Step::RemoveLeftFiles {} => self.remove_left_files(context).await,
             Step::RemoveFile { file } => self.remove_file(&file).await,
             other => self.run_host_step(other, context).await,
         }

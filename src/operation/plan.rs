@@ -8,7 +8,7 @@ use super::step::{Hotplug, Step};
 use crate::config;
 use crate::job::{LockWant, PlannedStep};
 use crate::model::{SafePath, VmId};
-use crate::vm::{Action, Intent, VmRecord, VmState};
+use crate::vm::{Action, VmRecord, VmState};
 use crate::xen::Trigger;
 use crate::xen::config::DomainConfig;
 
@@ -134,12 +134,9 @@ pub fn configure_vm_ha(vm: VmId, enabled: bool) -> Plan {
 
 pub fn delete_vm(record: &VmRecord) -> Plan {
     let vm = record.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Delete }, Step::DeleteVm { vm }];
     // Files go after the record: a crash in between leaves a file nobody needs, not a record without its file.
-    if let Intent::Saved { file, .. } = &record.intent {
-        steps.push(Step::RemoveFile { file: file.clone() });
-    }
-    steps.extend(record.cores.iter().map(|core| Step::RemoveFile { file: core.file.clone() }));
+    let steps =
+        vec![Step::CheckVm { vm, action: Action::Delete }, Step::DeleteVm { vm }, Step::RemoveLeftFiles {}];
     Plan::new(format!("delete VM {}", record.config.name), naming_locks(vm), steps).essential()
 }
 
@@ -195,10 +192,11 @@ pub fn save_vm(vm: VmId, file: SafePath, checkpoint: bool) -> Plan {
 
 pub fn restore_vm(record: &VmRecord, paused: bool) -> Plan {
     let vm = record.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Restore }, Step::RestoreDomain { vm, paused }];
-    if let Intent::Saved { file, .. } = &record.intent {
-        steps.push(Step::RemoveFile { file: file.clone() });
-    }
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Restore },
+        Step::RestoreDomain { vm, paused },
+        Step::RemoveLeftFiles {},
+    ];
     Plan::new(format!("restore VM {vm}"), vm_locks(vm), steps)
 }
 

@@ -122,6 +122,8 @@ pub enum Step {
     RemoveFile {
         file: SafePath,
     },
+    /// The files that the step before left without an owner: which they are shows only when it runs.
+    RemoveLeftFiles {},
     // The host.
     SetClock {
         year: i16,
@@ -302,7 +304,7 @@ impl Step {
             }
             Self::SettleClear { vm } => ("clear_domain", format!("clear the ended domain of VM {vm} away")),
             Self::SettleRebuild { vm } => ("settle", format!("start VM {vm} again, or take it for off")),
-            Self::RemoveFile { .. } => {
+            Self::RemoveFile { .. } | Self::RemoveLeftFiles {} => {
                 ("remove_file", "remove a file that is not needed any more".to_owned())
             }
             Self::SetClock { year, month, day, hour, minute, second } => (

@@ -123,14 +123,20 @@ impl Operations {
     }
 
     pub(super) fn delete_vm(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
-        let name = self.vm(id)?.record.config.name.clone();
+        let record = self.vm(id)?.record;
+        let name = &record.config.name;
+        let mut files: Vec<&SafePath> = record.cores.iter().map(|core| &core.file).collect();
+        if let Intent::Saved { file, .. } = &record.intent {
+            files.push(file);
+        }
         let mut writes = Txn::new();
         writes.delete(&VMS, &id);
         let event =
             Event::new("vm.deleted", Severity::Info, VmRecord::lock(id), format!("VM {name}: deleted"));
         event.with_job(context.job).append_to(&mut writes);
         let vms = std::sync::Arc::clone(&self.vms);
-        Ok(Outcome { writes, then: Some(Box::new(move || vms.remove(id))), ..Outcome::default() })
+        let value = Some(json!({ "left_files": files }));
+        Ok(Outcome { value, writes, then: Some(Box::new(move || vms.remove(id))) })
     }
 
     /// Builds the domain, or finds the one that an interrupted run of this very step has built.
@@ -453,7 +459,7 @@ impl Operations {
             record.intent = Intent::On;
             record.changed = Timestamp::now();
         })?;
-        outcome.value = Some(json!({ "domid": domid.0 }));
+        outcome.value = Some(json!({ "domid": domid.0, "left_files": [file] }));
         let text = format!("VM {}: restored", vm.record.config.name);
         let event = Event::new("vm.restored", Severity::Info, VmRecord::lock(id), text).with_job(context.job);
         event.with("domid", domid.0).append_to(&mut outcome.writes);

@@ -129,17 +129,12 @@ async fn a_restore_whose_file_cannot_be_removed_does_not_end_the_guest_that_goes
     let life = Life::begin(&host).await;
     let vm = life.started("web").await;
     life.good("save_vm", plan::save_vm(vm, life.operations.save_file(vm, "1"), false)).await;
-    let mut record = life.record(vm);
     // A folder in the place of a file cannot be removed as a file.
     let folder = host.dir.path().join("a-folder");
     std::fs::create_dir(&folder).unwrap();
-    let mut broken = plan::restore_vm(&record, false);
-    record.intent = Intent::Saved {
-        file: dom0d::model::SafePath::parse(folder.to_str().unwrap()).unwrap(),
-        at: record.changed,
-    };
-    let last = broken.steps.len() - 1;
-    broken.steps[last] = plan::restore_vm(&record, false).steps.pop().unwrap();
+    let file = dom0d::model::SafePath::parse(folder.to_str().unwrap()).unwrap();
+    let mut broken = plan::restore_vm(&life.record(vm), false);
+    *broken.steps.last_mut().unwrap() = dom0d::operation::step::Step::RemoveFile { file }.planned();
     life.bad("restore_vm", broken, "FILE_FAILED").await;
     life.quiet().await;
     assert_eq!(life.record(vm).intent, Intent::On);
@@ -276,5 +271,21 @@ async fn a_host_that_cannot_stop_one_vm_stays_up_and_calls_the_other_stops_off()
     assert_eq!(host.audit().await.host_reboots, 0);
     assert_eq!(host.domain(slow).await.map(|d| d.state), Some(RunState::Blocked));
     assert_eq!(life.record(slow).intent, Intent::On);
+    life.assert_agreement(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_and_a_delete_planned_before_the_vm_was_saved_remove_the_file_it_then_has() {
+    let host = Host::new();
+    let life = Life::begin(&host).await;
+    let vm = life.started("web").await;
+    let save = |tag| plan::save_vm(vm, life.operations.save_file(vm, tag), false);
+    let restore = plan::restore_vm(&life.record(vm), false);
+    let delete = plan::delete_vm(&life.record(vm));
+    life.good("save_vm", save("1")).await;
+    life.good("restore_vm", restore).await;
+    assert_eq!(host.files().len(), 0);
+    life.good("save_vm", save("2")).await;
+    life.good("delete_vm", delete).await;
     life.assert_agreement(&host).await;
 }
