@@ -206,6 +206,17 @@ impl Operations {
         Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))
     }
 
+    pub(super) async fn remove_left_files(&self, context: &StepContext) -> Result<Outcome> {
+        let told = context.step.checked_sub(1).and_then(|before| context.outcomes.get(before)?.clone());
+        let files = told.map(|told| told["left_files"].clone()).unwrap_or_default();
+        let files: Vec<SafePath> = serde_json::from_value(files)
+            .map_err(|e| JobFault::new("INTERNAL", format!("the step before told of no files: {e}")))?;
+        for file in &files {
+            self.remove_file(file).await?;
+        }
+        Ok(Outcome::done())
+    }
+
     pub(super) async fn remove_file(&self, file: &SafePath) -> Result<Outcome> {
         self.files.remove(file).await.map_err(fault::files)?;
         Ok(Outcome::done())
