@@ -84,12 +84,13 @@ fn masked(name: &str, value: &Value, left: &mut usize) -> serde_json::Value {
     }
 }
 
-/// Device texts hold `key=value` parts; PEM holds keys.
+/// Device texts hold `key=value` parts; PEM holds keys; URLs hold credentials.
 fn masked_text(text: &str) -> String {
     if text.contains("PRIVATE KEY") {
         return "***".to_owned();
     }
-    let cut: String = text.chars().take(512).collect();
+    // Masked before it is cut: half a URL would not be known for one.
+    let cut: String = crate::host::support::redact(text, &[]).chars().take(512).collect();
     if !cut.contains('=') {
         return cut;
     }
@@ -113,6 +114,8 @@ mod tests {
             ("password", text("geheim2")),
             ("deep", structure([("bmc_password", text("geheim3"))])),
             ("pem", text("-----BEGIN PRIVATE KEY-----geheim4")),
+            ("url", text("https://admin:geheim5@manager.example:7001/api")),
+            ("long", text(format!("{}https://admin:geheim6@m/", "x".repeat(495)))),
             ("name", text("web1")),
         ]);
         let json = to_json_masked(&value).to_string();

@@ -5,6 +5,8 @@
 mod calls;
 mod crash;
 mod crowd;
+mod history;
+mod hostile;
 mod secrets;
 mod stop;
 mod store;
