@@ -154,7 +154,8 @@ async fn a_cancel_and_a_deadline_end_a_running_job_soon() {
 
 /// One HTTP/1.1 request in the clear; the status and all that follows the head.
 async fn post(address: std::net::SocketAddr, path: &str, authorization: &str) -> (u16, String) {
-    let body = "<?xml version='1.0'?><methodCall><methodName>get_api_version</methodName><params/></methodCall>";
+    let body =
+        "<?xml version='1.0'?><methodCall><methodName>get_api_version</methodName><params/></methodCall>";
     let request = format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\n{authorization}Content-Type: text/xml\r\nConnection: close\r\n\
          Content-Length: {}\r\n\r\n{body}",

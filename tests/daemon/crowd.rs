@@ -40,7 +40,9 @@ fn any(random: &mut Random, vm: VmId) -> (&'static str, Vec<Value>, bool) {
         8 => ("reboot_vm", on(vec![]), true),
         9 => ("save_vm", on(vec![]), true),
         10 => ("restore_vm", on(vec![]), true),
-        11 => ("configure_vm", on(vec![structure([("cpu_weight", int(random.below(1000) as u64 + 1))])]), true),
+        11 => {
+            ("configure_vm", on(vec![structure([("cpu_weight", int(random.below(1000) as u64 + 1))])]), true)
+        }
         12 => ("configure_vm_ha", on(vec![Value::Bool(random.below(2) == 0)]), true),
         13 => ("send_to_guest", on(vec![structure([("k", text("v"))])]), true),
         14 => ("list_vm", on(vec![]), false),
@@ -93,8 +95,8 @@ async fn two_hundred_clients_on_twenty_vms_all_come_through_and_leave_nothing_be
     let base = (daemon.status("VmRSS"), daemon.open_files(), daemon.status("Threads"));
 
     let began = Instant::now();
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|n| tokio::spawn(one(daemon.remote(), 1000 + n, CALLS, Arc::clone(&vms)))).collect();
+    let clients: Vec<_> =
+        (0..CLIENTS).map(|n| tokio::spawn(one(daemon.remote(), 1000 + n, CALLS, Arc::clone(&vms)))).collect();
     let mut waits = Vec::new();
     let all = async {
         for client in clients {
@@ -106,7 +108,11 @@ async fn two_hundred_clients_on_twenty_vms_all_come_through_and_leave_nothing_be
     }
     waits.sort_unstable();
     let (median, most) = (waits[waits.len() / 2], waits[waits.len() - 1]);
-    println!("{} calls in {:?}; waits for changes: median {median:?}, longest {most:?}", CLIENTS * CALLS, began.elapsed());
+    println!(
+        "{} calls in {:?}; waits for changes: median {median:?}, longest {most:?}",
+        CLIENTS * CALLS,
+        began.elapsed()
+    );
     assert!(most <= median * 10, "nobody waits far longer than others: median {median:?}, longest {most:?}");
 
     local.until_idle().await;
@@ -117,13 +123,21 @@ async fn two_hundred_clients_on_twenty_vms_all_come_through_and_leave_nothing_be
     for vm in vms.iter() {
         let state = local.state_of(*vm).await.unwrap();
         let word = state_word(domain(&home.world(), *vm).await.as_ref());
-        assert!(state == word || (state == "saved" && word == "off"), "{vm} is {state}, its domain is {word}");
+        assert!(
+            state == word || (state == "saved" && word == "off"),
+            "{vm} is {state}, its domain is {word}"
+        );
     }
     // Idle threads end after ten seconds, connections at once.
     let limit = Duration::from_secs(25);
     until("files are closed", limit, async || daemon.open_files() <= base.1 + 4).await;
     until("threads end", limit, async || daemon.status("Threads") <= base.2 + 2).await;
     let rss = daemon.status("VmRSS");
-    println!("memory: {} KiB before, {rss} KiB after; files: {} before, {} after", base.0, base.1, daemon.open_files());
+    println!(
+        "memory: {} KiB before, {rss} KiB after; files: {} before, {} after",
+        base.0,
+        base.1,
+        daemon.open_files()
+    );
     assert!(rss <= base.0 + 16 * 1024, "memory: {} KiB before, {rss} KiB after", base.0);
 }

@@ -65,7 +65,11 @@ fn ended(id: u64, vm: VmId) -> JobRecord {
 async fn seed(state: &Path, jobs: u64, events: u64) {
     let vms: Vec<VmId> = (0..20).map(|_| VmId::random()).collect();
     let vm = |n: u64| vms[usize::try_from(n).unwrap() % vms.len()];
-    let options = Options { ledger_tables: &[("vm", 1), ("host", 1), ("password", 1)], counter_tables: &["job"], ..Options::new(state) };
+    let options = Options {
+        ledger_tables: &[("vm", 1), ("host", 1), ("password", 1)],
+        counter_tables: &["job"],
+        ..Options::new(state)
+    };
     let store = Store::open(options).unwrap().store;
     for first in (1..=jobs).step_by(500) {
         let mut txn = Txn::new();
@@ -78,7 +82,8 @@ async fn seed(state: &Path, jobs: u64, events: u64) {
         let mut txn = Txn::new();
         for n in first..(first + 1000).min(events) {
             let vm = vm(n);
-            let event = Event::new("vm.started", Severity::Info, format!("vm/{vm}"), format!("VM {vm}: started"));
+            let event =
+                Event::new("vm.started", Severity::Info, format!("vm/{vm}"), format!("VM {vm}: started"));
             txn.append(&EVENTS, &event.with_job(JobId(n / 10 + 1)).with("domid", 7));
         }
         store.commit(txn).await.unwrap();
@@ -95,7 +100,12 @@ async fn with_a_history_of(jobs: u64, events: u64, pruned_within: Duration) {
     println!("{jobs} jobs and {events} events written in {:?}", began.elapsed());
 
     let daemon = home.start().await;
-    println!("ready in {:?}, {} KiB in all, {} KiB of its own", daemon.started_in, daemon.status("VmRSS"), daemon.status("RssAnon"));
+    println!(
+        "ready in {:?}, {} KiB in all, {} KiB of its own",
+        daemon.started_in,
+        daemon.status("VmRSS"),
+        daemon.status("RssAnon")
+    );
     assert!(daemon.started_in <= Duration::from_secs(3), "{:?}", daemon.started_in);
     let mut caller = daemon.local();
     let began = Instant::now();
@@ -120,15 +130,25 @@ async fn with_a_history_of(jobs: u64, events: u64, pruned_within: Duration) {
         assert!(began.elapsed() < pruned_within, "events {first} to {last}; job {oldest_job:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    println!("pruned in {:?}; at most {most_memory} KiB; three calls took at most {slowest:?}", began.elapsed());
+    println!(
+        "pruned in {:?}; at most {most_memory} KiB; three calls took at most {slowest:?}",
+        began.elapsed()
+    );
     assert!(most_memory <= 60 * 1024, "{most_memory} KiB");
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     // What is kept is the newest, whole, and the numbers go on.
-    let Value::Array(listed) = caller.ask("job_list", &[structure([("limit", int(1000)), ("verb", text("start_vm"))])]).await else {
+    let Value::Array(listed) =
+        caller.ask("job_list", &[structure([("limit", int(1000)), ("verb", text("start_vm"))])]).await
+    else {
         panic!("no list")
     };
     let ids: Vec<u64> = listed.iter().map(|job| number(field(job, "id"))).collect();
-    assert!(ids.len() as u64 <= KEPT_JOBS && ids.first() == Some(&jobs), "{:?} of {}", ids.first(), ids.len());
+    assert!(
+        ids.len() as u64 <= KEPT_JOBS && ids.first() == Some(&jobs),
+        "{:?} of {}",
+        ids.first(),
+        ids.len()
+    );
     assert!(ids.windows(2).all(|pair| pair[0] == pair[1] + 1), "without a hole");
     assert!(list(field(&caller.ask("store_check", &[]).await, "problems")).is_empty());
     assert_eq!(daemon.stop().await, Some(0));

@@ -12,12 +12,47 @@ use std::path::Path;
 fn hostile(canary: &Path) -> Vec<String> {
     let canary = canary.display();
     let fixed = [
-        "'; id;'", "$(id)", "`id`", "|id", "&& id", "a\nb", "-rf", "--config=/etc/shadow", "-", "*", "?[a-z]*",
-        "%s%s%n", "a\"b", "a'b", "a]b", "a,b", "x=1", "\u{202e}x", "../../etc/shadow",
-        "/etc/shadow", "/OVS/Repositories/../../etc/shadow", "/OVS/Repositories/r/../../../etc/shadow",
-        "file:///etc/shadow", "\\\\?\\C:\\x", "/dev/sda", "/proc/self/mem", "C:\\x", "é", "\u{1F600}", " ", "",
-        "http://169.254.169.254/", "gopher://x/", "0x10", "1e9", "NaN", "2147483648", "-1",
-        "device_model_args", "script=/bin/sh", "vnclisten=0.0.0.0",
+        "'; id;'",
+        "$(id)",
+        "`id`",
+        "|id",
+        "&& id",
+        "a\nb",
+        "-rf",
+        "--config=/etc/shadow",
+        "-",
+        "*",
+        "?[a-z]*",
+        "%s%s%n",
+        "a\"b",
+        "a'b",
+        "a]b",
+        "a,b",
+        "x=1",
+        "\u{202e}x",
+        "../../etc/shadow",
+        "/etc/shadow",
+        "/OVS/Repositories/../../etc/shadow",
+        "/OVS/Repositories/r/../../../etc/shadow",
+        "file:///etc/shadow",
+        "\\\\?\\C:\\x",
+        "/dev/sda",
+        "/proc/self/mem",
+        "C:\\x",
+        "é",
+        "\u{1F600}",
+        " ",
+        "",
+        "http://169.254.169.254/",
+        "gopher://x/",
+        "0x10",
+        "1e9",
+        "NaN",
+        "2147483648",
+        "-1",
+        "device_model_args",
+        "script=/bin/sh",
+        "vnclisten=0.0.0.0",
     ];
     let mut all: Vec<String> = fixed.into_iter().map(str::to_owned).collect();
     all.extend([format!("$(touch {canary})"), format!("`touch {canary}`"), format!("x; touch {canary} #")]);
@@ -81,7 +116,8 @@ const INERT: &[(&str, &str)] =
     &[("echo", "value"), ("update_agent_password", "password"), ("update_agent_password", "old_password")];
 
 /// Parameters that others than the verb judge, and how they call them.
-const IN_WORDS: &[(&str, &str)] = &[("timezone", "time zone"), ("servers", "NTP server"), ("core_api_url", "manager URL")];
+const IN_WORDS: &[(&str, &str)] =
+    &[("timezone", "time zone"), ("servers", "NTP server"), ("core_api_url", "manager URL")];
 
 /// Letters, digits and dashes are a good text in many places: an id of a manager, a host's name.
 fn harmless(value: &str) -> bool {
@@ -96,14 +132,18 @@ fn judge(verb: &str, param: &str, value: &str, answer: &Result<Value, ClientErro
         return None;
     }
     let inert = INERT.contains(&(verb, param));
-    let complaint = |what: String| Some(format!("{verb}({param}: {:?}): {what}", value.chars().take(60).collect::<String>()));
+    let complaint = |what: String| {
+        Some(format!("{verb}({param}: {:?}): {what}", value.chars().take(60).collect::<String>()))
+    };
     match answer {
         Err(ClientError::Fault(fault)) => {
             let said = fault.fault_string.as_str();
             let unknown = NAMES_NOTHING.iter().any(|(v, p, f)| *v == verb && *p == param && said.contains(f));
-            let named = said.contains(param) || IN_WORDS.iter().any(|(p, words)| *p == param && said.contains(words));
+            let named =
+                said.contains(param) || IN_WORDS.iter().any(|(p, words)| *p == param && said.contains(words));
             if unknown || (said.contains("INVALID_PARAMETER") && named) || harmless(value) {
-                return (said.len() > 3000).then(|| format!("{verb}({param}): a fault of {} bytes", said.len()));
+                return (said.len() > 3000)
+                    .then(|| format!("{verb}({param}): a fault of {} bytes", said.len()));
             }
             complaint(said.chars().take(300).collect())
         }
@@ -147,7 +187,9 @@ async fn hostile_texts_in_every_parameter_are_refused_by_name_or_kept_as_inert_t
         let good = good(&name, vm);
         for (at, (param, kind)) in params.iter().enumerate() {
             // In the place of texts, and within lists of texts; structs have tables of their own below.
-            if !["string", "array", "any"].contains(&kind.as_str()) || ["calls", "numbers", "params"].contains(&param.as_str()) {
+            if !["string", "array", "any"].contains(&kind.as_str())
+                || ["calls", "numbers", "params"].contains(&param.as_str())
+            {
                 continue;
             }
             for value in hostile(&canary) {
@@ -178,13 +220,45 @@ async fn hostile_texts_in_every_parameter_are_refused_by_name_or_kept_as_inert_t
 }
 
 /// Keys of a VM whose text is the manager's own affair.
-const KEPT: &[&str] =
-    &["guest_os_type", "timer_mode", "device_model", "on_xend_start", "on_xend_stop", "description", "OVM_description", "OVM_os_type", "extra"];
+const KEPT: &[&str] = &[
+    "guest_os_type",
+    "timer_mode",
+    "device_model",
+    "on_xend_start",
+    "on_xend_stop",
+    "description",
+    "OVM_description",
+    "OVM_os_type",
+    "extra",
+];
 /// Typed keys that take a text.
 const TYPED: &[&str] = &[
-    "name", "uuid", "cpus", "bootloader", "bootargs", "bootloader_args", "kernel", "ramdisk", "builder", "type",
-    "on_poweroff", "on_reboot", "on_crash", "tsc_mode", "usbdevice", "serial", "vnclisten", "vncpasswd",
-    "vncdisplay", "keymap", "memory", "maxmem", "vcpus", "maxvcpus", "cpu_weight", "cpu_cap",
+    "name",
+    "uuid",
+    "cpus",
+    "bootloader",
+    "bootargs",
+    "bootloader_args",
+    "kernel",
+    "ramdisk",
+    "builder",
+    "type",
+    "on_poweroff",
+    "on_reboot",
+    "on_crash",
+    "tsc_mode",
+    "usbdevice",
+    "serial",
+    "vnclisten",
+    "vncpasswd",
+    "vncdisplay",
+    "keymap",
+    "memory",
+    "maxmem",
+    "vcpus",
+    "maxvcpus",
+    "cpu_weight",
+    "cpu_cap",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -225,12 +299,16 @@ async fn hostile_texts_in_the_configuration_of_a_vm_are_refused_by_key_or_come_b
                 try_key(&mut caller, verb, vm, key, texts([line]), &mut complaints).await;
             }
             for key in KEPT {
-                let answer = caller.call(verb, &[text(REPO), text(vm), structure([(key, text(&value))])]).await;
+                let answer =
+                    caller.call(verb, &[text(REPO), text(vm), structure([(key, text(&value))])]).await;
                 match answer {
                     Ok(_) => {
                         let config = caller.on_vm("get_vm_config", vm).await;
                         if *field(&config, key) != text(&value) {
-                            complaints.push(format!("{verb}: {key} {value:?} came back as {:?}", field(&config, key)));
+                            complaints.push(format!(
+                                "{verb}: {key} {value:?} came back as {:?}",
+                                field(&config, key)
+                            ));
                         }
                     }
                     Err(ClientError::Fault(fault)) if fault.fault_string.contains(key) => {}
@@ -239,8 +317,22 @@ async fn hostile_texts_in_the_configuration_of_a_vm_are_refused_by_key_or_come_b
             }
         }
         for key in [
-            "device_model_override", "device_model_args", "bootloader_override", "script", "pci", "vncviewer",
-            "xen_platform_pci", "backend", "cpus_soft", "init", "usbdev", "spice", "hap", "__proto__", "ovm_x", "OVM",
+            "device_model_override",
+            "device_model_args",
+            "bootloader_override",
+            "script",
+            "pci",
+            "vncviewer",
+            "xen_platform_pci",
+            "backend",
+            "cpus_soft",
+            "init",
+            "usbdev",
+            "spice",
+            "hap",
+            "__proto__",
+            "ovm_x",
+            "OVM",
         ] {
             let answer = caller.refused(verb, &[text(REPO), text(vm), structure([(key, text("x"))])]).await;
             assert!(answer.contains("INVALID_PARAMETER") && answer.contains(key), "{key}: {answer}");
@@ -250,7 +342,12 @@ async fn hostile_texts_in_the_configuration_of_a_vm_are_refused_by_key_or_come_b
             ("vcpus", int(-1)),
             ("memory", Value::Int64(i64::MAX)),
             ("memory", int(0)),
-            ("disk", many(1000, |n| format!("file:/OVS/Repositories/0004fb0000030000aa11bb22cc33dd44/{n},xvda{n},w"))),
+            (
+                "disk",
+                many(1000, |n| {
+                    format!("file:/OVS/Repositories/0004fb0000030000aa11bb22cc33dd44/{n},xvda{n},w")
+                }),
+            ),
             ("vif", many(1000, |n| format!("mac=02:00:00:00:{:02x}:{:02x},bridge=b", n / 256, n % 256))),
             ("vif", texts(["mac=03:00:00:00:00:01,bridge=b"])),
             ("vif", texts(["mac=02:00:00:00:00:01,bridge=b", "mac=02:00:00:00:00:01,bridge=c"])),
@@ -267,7 +364,14 @@ async fn hostile_texts_in_the_configuration_of_a_vm_are_refused_by_key_or_come_b
 }
 
 /// Refused by the key's name; or, if taken, what comes back holds nothing that means more than text.
-async fn try_key(caller: &mut Caller, verb: &str, vm: VmId, key: &str, value: Value, complaints: &mut Vec<String>) {
+async fn try_key(
+    caller: &mut Caller,
+    verb: &str,
+    vm: VmId,
+    key: &str,
+    value: Value,
+    complaints: &mut Vec<String>,
+) {
     let shown: String = format!("{value:?}").chars().take(120).collect();
     match caller.call(verb, &[text(REPO), text(vm), structure([(key, value)])]).await {
         Ok(_) => {
@@ -285,6 +389,9 @@ async fn try_key(caller: &mut Caller, verb: &str, vm: VmId, key: &str, value: Va
         Err(ClientError::Fault(fault))
             if fault.fault_string.contains("INVALID_PARAMETER")
                 && (fault.fault_string.contains(key) || fault.fault_string.contains("vfb")) => {}
-        Err(error) => complaints.push(format!("{verb}: {key} {shown}: {}", error.to_string().chars().take(300).collect::<String>())),
+        Err(error) => complaints.push(format!(
+            "{verb}: {key} {shown}: {}",
+            error.to_string().chars().take(300).collect::<String>()
+        )),
     }
 }

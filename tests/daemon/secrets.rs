@@ -52,13 +52,18 @@ impl Said {
 async fn live_with_secrets(daemon: &Daemon, vm: VmId, said: &mut Said) {
     let mut caller = daemon.remote();
     let Value::Struct(mut params) = vm_params(vm) else { unreachable!("it is a struct") };
-    params.insert("vfb".to_owned(), texts([format!("type=vnc,vnclisten=127.0.0.1,vncpasswd={VNC},keymap=en-us")]));
+    params.insert(
+        "vfb".to_owned(),
+        texts([format!("type=vnc,vnclisten=127.0.0.1,vncpasswd={VNC},keymap=en-us")]),
+    );
     params.insert("OVM_description".to_owned(), text("a VM with a display"));
     caller.ask("create_vm", &[text(REPO), text(vm), Value::Struct(params)]).await;
     let on = [text(REPO), text(vm)];
     let and = |value: Value| [text(REPO), text(vm), value];
     caller.ask("start_vm", &on).await;
-    caller.ask("send_to_guest", &and(structure([("com.example.password", text(GUEST)), ("motd", text(GUEST))]))).await;
+    caller
+        .ask("send_to_guest", &and(structure([("com.example.password", text(GUEST)), ("motd", text(GUEST))])))
+        .await;
     let vfb = texts([format!("type=vnc,vnclisten=127.0.0.1,vncpasswd={VNC}")]);
     caller.ask("configure_vm", &and(structure([("vfb", vfb), ("memory", int(48))]))).await;
     for verb in ["pause_vm", "unpause_vm", "save_vm", "restore_vm", "reboot_vm", "dump_vm_core"] {
@@ -80,8 +85,14 @@ async fn live_with_secrets(daemon: &Daemon, vm: VmId, said: &mut Said) {
         ("take_ownership", vec![text("ab"), text(format!("gopher://{URL_USER}:{URL_PASSWORD}@h/"))]),
         ("take_ownership", vec![structure([("manager_uuid", text("ab")), ("password", text(REFUSED))])]),
         ("create_vm", and(structure([("vncpasswd", text(format!("{REFUSED} with blanks")))])).to_vec()),
-        ("configure_vm", and(structure([("vfb", texts([format!("type=vnc,vncpasswd={REFUSED} with blanks")]))])).to_vec()),
-        ("configure_vm", and(structure([("vfb", texts([format!("type=vnc,vncpasswd={VNC},script=x")]))])).to_vec()),
+        (
+            "configure_vm",
+            and(structure([("vfb", texts([format!("type=vnc,vncpasswd={REFUSED} with blanks")]))])).to_vec(),
+        ),
+        (
+            "configure_vm",
+            and(structure([("vfb", texts([format!("type=vnc,vncpasswd={VNC},script=x")]))])).to_vec(),
+        ),
         ("send_to_guest", and(structure([("a b", text(GUEST))])).to_vec()),
         ("send_to_guest", and(structure([("a", texts([GUEST]))])).to_vec()),
     ];
@@ -91,7 +102,11 @@ async fn live_with_secrets(daemon: &Daemon, vm: VmId, said: &mut Said) {
         said.add(format!("the refusal of {verb}, submitted"), caller.refused("job_submit", &submit).await);
     }
     let dry = structure([("dry_run", Value::Bool(true))]);
-    let submit = [text("update_agent_password"), Value::Array(vec![text("oracle"), text(DRY), text(DRY)]), dry.clone()];
+    let submit = [
+        text("update_agent_password"),
+        Value::Array(vec![text("oracle"), text(DRY), text(DRY)]),
+        dry.clone(),
+    ];
     said.add("a plan", format!("{:?}", caller.ask("job_submit", &submit).await));
     let params = and(structure([("motd", text(DRY))])).to_vec();
     let submit = [text("send_to_guest"), Value::Array(params), dry];

@@ -27,7 +27,9 @@ async fn told_to_stop_it_answers_who_waits_and_the_job_goes_on_after_the_restart
     let synchronous = tokio::spawn(async move { caller.call("stop_vm", &[text(REPO), text(vm)]).await });
     until("the job runs", PATIENCE, async || local.open_jobs().await > 0).await;
     let mut waiting = vec![];
-    for (verb, params) in [("job_wait", vec![int(job), int(60)]), ("event_wait", vec![int(1_000_000), int(60)])] {
+    for (verb, params) in
+        [("job_wait", vec![int(job), int(60)]), ("event_wait", vec![int(1_000_000), int(60)])]
+    {
         let mut caller = daemon.remote();
         waiting.push(tokio::spawn(async move { caller.call(verb, &params).await }));
     }
@@ -38,7 +40,10 @@ async fn told_to_stop_it_answers_who_waits_and_the_job_goes_on_after_the_restart
     assert_eq!(daemon.stop().await, Some(0), "{}", home.log());
 
     let Err(ClientError::Fault(fault)) = synchronous.await.unwrap() else { panic!("no fault") };
-    assert!(fault.fault_string.contains("STOPPING") && fault.fault_string.contains(&job.to_string()), "{fault:?}");
+    assert!(
+        fault.fault_string.contains("STOPPING") && fault.fault_string.contains(&job.to_string()),
+        "{fault:?}"
+    );
     let record = waiting.remove(0).await.unwrap().unwrap();
     assert_eq!(string(field(&record, "state")), "running", "the wait ended before the job");
     let Err(ClientError::Fault(fault)) = waiting.remove(0).await.unwrap() else { panic!("no fault") };

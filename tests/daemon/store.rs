@@ -1,7 +1,7 @@
 //! F14 on the whole daemon: a damaged store, a folder that can only be read, a disk that is full.
 
 use crate::support::*;
-use dom0d::api::value::{text, structure};
+use dom0d::api::value::{structure, text};
 use dom0d::model::VmId;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::io::{Seek, SeekFrom, Write};
@@ -47,7 +47,8 @@ async fn a_damaged_store(damage: impl Fn(&Home)) {
     let last_event = number(field(&daemon.local().ask("event_list", &[structure([])]).await, "last"));
     // The ledger is written behind the store, within a moment.
     let ledger = || {
-        let read = |n| std::fs::read_to_string(home.state.join(format!("ledger.{n}.json"))).unwrap_or_default();
+        let read =
+            |n| std::fs::read_to_string(home.state.join(format!("ledger.{n}.json"))).unwrap_or_default();
         let (a, b) = (read(0), read(1));
         [a, b].iter().any(|text| text.contains(MANAGER) && text.matches(REPO).count() >= 2)
     };
@@ -144,7 +145,8 @@ async fn on_a_disk_that_can_only_be_read_reads_are_answered_and_changes_refused_
     caller.create(vm).await;
     caller.on_vm("start_vm", vm).await;
     until("the ledger has it", PATIENCE, async || {
-        let read = |n| std::fs::read_to_string(home.state.join(format!("ledger.{n}.json"))).unwrap_or_default();
+        let read =
+            |n| std::fs::read_to_string(home.state.join(format!("ledger.{n}.json"))).unwrap_or_default();
         (0..2).any(|n| read(n).contains(&vm.to_string()) && read(n).contains("\"on\""))
     })
     .await;

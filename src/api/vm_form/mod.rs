@@ -335,11 +335,11 @@ impl Form<'_> {
             _ => Default::default(),
         };
         // Two names of the dialect for the same.
-        let named = ["bootargs", "bootloader_args"].map(|key| self.text(params, key).map(|t| t.map(|t| (key, t))));
+        let named =
+            ["bootargs", "bootloader_args"].map(|key| self.text(params, key).map(|t| t.map(|t| (key, t))));
         let [bootargs, bootloader_args] = named;
         let args = bootargs?.or(bootloader_args?);
-        let args =
-            args.map(|(key, a)| PygrubArgs::parse(a).map_err(|e| self.wrong(key, e))).transpose()?;
+        let args = args.map(|(key, a)| PygrubArgs::parse(a).map_err(|e| self.wrong(key, e))).transpose()?;
         let extra = extra.map(|e| long("extra", e)).transpose()?;
         config.boot = Boot::Pygrub { args: args.unwrap_or(old_args), extra: extra.unwrap_or(old_extra) };
         Ok(())
