@@ -28,15 +28,17 @@ async fn prepare(home: &Home, daemon: &Daemon, case: &Case, cycle: u64) -> Targe
     let mut target =
         Target { vm, cycle, core: String::new(), reboots: 0, fingerprint: String::new(), before: 0 };
     let powered_on = async |home: &Home| matches!(home.world().call(Request::Host, PATIENCE).await, Ok(Answer::Host(host)) if host.powered_on);
-    // Asked again and again: a power-off that was ordered twice beats a reboot asked for in between.
-    until("the host is on", PATIENCE, async || {
-        let on = powered_on(home).await;
-        if !on {
-            home.world().call(Request::HostReboot, PATIENCE).await.unwrap();
-        }
-        on
-    })
-    .await;
+    // A power-off that was ordered twice beats a reboot asked for in between: then it is asked for again, but not
+    // before it is certain, since the reboot would end what is prepared here.
+    while !powered_on(home).await {
+        home.world().call(Request::HostReboot, PATIENCE).await.unwrap();
+        let on = async {
+            while !powered_on(home).await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = timeout(Duration::from_secs(2), on).await;
+    }
     match case.from {
         From::Nothing | From::Host => {}
         From::Unowned | From::Owned => {
