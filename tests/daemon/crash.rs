@@ -9,7 +9,7 @@ use crate::crash_cases::*;
 use crate::support::*;
 use dom0d::api::value::text;
 use dom0d::model::VmId;
-use dom0d::sim::{Answer, Handle, Reason, Request};
+use dom0d::sim::{Answer, Handle, Reason, Request, Rule};
 use dom0d::wire::{ClientError, Value};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -74,6 +74,11 @@ async fn prepare(home: &Home, daemon: &Daemon, case: &Case, cycle: u64) -> Targe
         local.ask("update_server_roles", &[text(roles(cycle + 1))]).await;
     }
     local.until_idle().await;
+    if let Some((kind, fate)) = case.script {
+        home.world().clear_rules().await.unwrap();
+        let rule = Rule::next(kind, fate()).of_vm(vm).times(1000);
+        home.world().add_rule(rule).await.unwrap();
+    }
     target.reboots = home.world().audit().await.unwrap().host_reboots;
     target.fingerprint = fingerprint(&mut local).await;
     target.before = local.last_job().await;
@@ -94,7 +99,8 @@ async fn look(scene: &mut Scene, case: &Case, accepted: Option<bool>) -> Result<
         same("the job was accepted", done, accepted)?;
     }
     for job in &ours {
-        same("the job's state", string(field(job, "state")).as_str(), "succeeded")
+        let expected = if case.fails { "failed" } else { "succeeded" };
+        same("the job's state", string(field(job, "state")).as_str(), expected)
             .map_err(|why| format!("{why}: {job:?}"))?;
     }
     same("locks", scene.local.locks().await, 0)?;
@@ -105,6 +111,7 @@ async fn look(scene: &mut Scene, case: &Case, accepted: Option<bool>) -> Result<
     same("VMs that ran twice", audit.doubled(), Vec::new())?;
     same("second domains asked for", audit.refused_doubles, 0)?;
     let vm = scene.target.vm;
+    let done = done && !case.fails;
     match case.then {
         Then::Vm(state, begun) if done => {
             same("the VM's state", scene.local.state_of(vm).await.as_deref(), Some(state))?;
@@ -165,6 +172,11 @@ async fn call_and_die(home: &Home, case: &Case, target: &Target, point: &str) ->
     };
     match answer {
         Ok(_) => {
+            assert!(!case.fails, "{} at {point}: it must fail", case.name);
+            daemon.kill().await;
+            true
+        }
+        Err(ClientError::Fault(_)) if case.fails => {
             daemon.kill().await;
             true
         }
@@ -263,4 +275,9 @@ async fn killed_at_any_transaction_of_a_verb_of_vms_the_daemon_finds_its_way_and
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_transaction_of_a_verb_of_the_host_the_daemon_finds_its_way() {
     sweep_all(host_cases()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_transaction_also_of_a_job_that_fails_the_daemon_takes_back_what_was_done() {
+    sweep_all(troubled_cases()).await;
 }

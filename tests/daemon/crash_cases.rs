@@ -3,8 +3,20 @@
 use crate::support::*;
 use dom0d::api::value::{int, structure, text, texts};
 use dom0d::model::VmId;
-use dom0d::sim::{Answer, Handle, Request};
+use dom0d::sim::{Answer, Fate, Handle, Kind, Request, WorldError};
 use dom0d::wire::{ClientError, Value};
+
+/// A check that reads with the local caller.
+macro_rules! check {
+    ($name:ident, |$scene:ident, $done:ident| $body:expr) => {
+        fn $name<'a>(
+            $scene: &'a mut Scene,
+            $done: bool,
+        ) -> futures_util::future::BoxFuture<'a, Result<(), String>> {
+            Box::pin(async move { $body })
+        }
+    };
+}
 
 /// What is there before the call.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,6 +56,10 @@ pub struct Case {
     pub effects: &'static [(&'static str, usize)],
     /// Beyond the VM's state.
     pub also: Option<Check>,
+    /// What the world does with each request of this kind about the VM.
+    pub script: Option<(Kind, fn() -> Fate)>,
+    /// The job ends as failed, and what it did is taken back.
+    pub fails: bool,
 }
 
 /// What one cycle is about.
@@ -83,12 +99,20 @@ const fn case(
     then: Then,
     effects: &'static [(&'static str, usize)],
 ) -> Case {
-    Case { name, verb: name, from, params, then, effects, also: None }
+    Case { name, verb: name, from, params, then, effects, also: None, script: None, fails: false }
 }
 
 impl Case {
     const fn named(self, name: &'static str) -> Self {
         Self { name, ..self }
+    }
+
+    const fn while_the_world(self, kind: Kind, fate: fn() -> Fate) -> Self {
+        Self { script: Some((kind, fate)), ..self }
+    }
+
+    const fn failing(self, kind: Kind) -> Self {
+        Self { fails: true, ..self.while_the_world(kind, refusal) }
     }
 
     const fn also(self, check: Check) -> Self {
@@ -171,6 +195,63 @@ pub fn vm_cases() -> Vec<Case> {
         crash_of_the_guest(),
     ]
 }
+
+fn refusal() -> Fate {
+    Fate::Fail(WorldError::Failed("the toolstack refuses".to_owned()))
+}
+
+fn eight_values(target: &Target) -> Vec<Value> {
+    let values = (0..8).map(|n| (format!("key{n}"), text("value")));
+    vm_and(target, [Value::Struct(values.collect())])
+}
+
+/// What does not go as it should in the world, and states less usual.
+pub fn troubled_cases() -> Vec<Case> {
+    vec![
+        case("start_vm", From::Off, vm, Then::Vm("running", 1), &[("create", 1)])
+            .named("start_vm, the answer comes too late")
+            .while_the_world(Kind::Create, || Fate::DoThenTimeout),
+        case("start_vm", From::Off, vm, Then::Vm("running", 1), &[("create", 1)])
+            .named("start_vm, the answer is lost")
+            .while_the_world(Kind::Create, || Fate::DoThenLose),
+        case("start_vm", From::Off, vm, Then::Vm("off", 0), &[])
+            .named("start_vm, refused")
+            .failing(Kind::Create),
+        case("configure_vm", From::Running, |t| vm_and(t, [grown(t)]), Then::Vm("running", 1), &[])
+            .named("configure_vm, refused in the middle")
+            .failing(Kind::SetScheduling)
+            .also(has_grown),
+        case("save_vm", From::Running, vm, Then::Vm("running", 1), &[])
+            .named("save_vm, refused")
+            .failing(Kind::Save),
+        case("restore_vm", From::Saved, vm, Then::Vm("saved", 1), &[])
+            .named("restore_vm, refused")
+            .failing(Kind::Restore),
+        case("pause_vm", From::Running, vm, Then::Vm("running", 1), &[])
+            .named("pause_vm, refused")
+            .failing(Kind::Pause),
+        case("dump_vm_core", From::Running, vm, Then::Vm("running", 1), &[])
+            .named("dump_vm_core, refused")
+            .failing(Kind::DumpCore)
+            .also(has_no_more_core),
+        case("stop_vm", From::Paused, vm, Then::Vm("off", 1), &[("destroy", 1)]).named("stop_vm, paused"),
+        case("save_vm", From::Paused, vm, Then::Vm("saved", 1), &[]).named("save_vm, paused"),
+        case("reboot_vm", From::Dumped, vm, Then::Vm("running", 2), &[("create", 2), ("destroy", 1)])
+            .named("reboot_vm, with a core dump"),
+        case("unconfigure_vm", From::Off, |t| vm_and(t, [its_vif(t)]), Then::Vm("off", 0), &[])
+            .named("unconfigure_vm, off"),
+        case("dump_vm_core", From::Running, |t| vm_and(t, [Value::Bool(true)]), Then::Vm("running", 1), &[])
+            .named("dump_vm_core, live")
+            .also(has_one_core),
+        case("send_to_guest", From::Running, eight_values, Then::Vm("running", 1), &[])
+            .named("send_to_guest, eight values"),
+    ]
+}
+
+check!(has_no_more_core, |scene, _done| {
+    let cores = scene.local.on_vm("list_vm_core", scene.target.vm).await;
+    same("core dumps", list(&cores).len(), 0)
+});
 
 /// No call: what the world does by itself becomes a job, too.
 pub const CRASH_OF_THE_GUEST: &str = "a crash of the guest";
@@ -257,18 +338,6 @@ fn new_password(target: &Target) -> String {
 
 pub fn roles(cycle: u64) -> &'static str {
     if cycle.is_multiple_of(2) { "xen" } else { "xen,utility" }
-}
-
-/// A check that reads with the local caller.
-macro_rules! check {
-    ($name:ident, |$scene:ident, $done:ident| $body:expr) => {
-        fn $name<'a>(
-            $scene: &'a mut Scene,
-            $done: bool,
-        ) -> futures_util::future::BoxFuture<'a, Result<(), String>> {
-            Box::pin(async move { $body })
-        }
-    };
 }
 
 pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> Result<(), String> {
