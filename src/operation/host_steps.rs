@@ -203,6 +203,8 @@ impl Operations {
             Some(engine) => engine.prune().await.map_err(store)?,
             None => 0,
         };
+        // The quietest moment there is to give back what this and bursts of calls have left in the heap.
+        let _ = tokio::task::spawn_blocking(crate::machine::memory::give_back).await;
         Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))
     }
 

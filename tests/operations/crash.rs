@@ -59,7 +59,10 @@ fn cases() -> Vec<Case> {
         case!("configure_vm", Running, |h, life, vm| {
             plan::configure_vm(VmState::Running, &life.record(vm), changed(&life.record(vm)))
         }),
-        case!("set_vm_config", Off, |h, life, vm| plan::set_vm_config(changed(&life.record(vm)))),
+        case!("set_vm_config", Off, |h, life, vm| plan::set_vm_config(
+            &life.record(vm),
+            changed(&life.record(vm))
+        )),
         case!("configure_vm_ha", Running, |h, life, vm| plan::configure_vm_ha(vm, true)),
         case!("start_vm", Off, |h, life, vm| plan::start_vm(vm)),
         case!("stop_vm", Running, |host, life, vm| plan::stop_vm(vm, false, &host.settings.vm)),
