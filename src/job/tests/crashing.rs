@@ -69,7 +69,7 @@ async fn live_and_die(commits: &[u64], sharp: bool) -> usize {
                 }
             }
         }
-        let dead = dead.unwrap_or_else(CancellationToken::new);
+        let dead = dead.unwrap_or_default();
         let all = futures_util::future::join_all(accepted.iter().map(|id| life.end(*id)));
         tokio::select! {
             _ = all => {}
@@ -88,8 +88,8 @@ async fn live_and_die(commits: &[u64], sharp: bool) -> usize {
             }
         }
     }
-    let world = world.lock().unwrap();
     let rows = store.scan(&JOBS, Range::all()).await.unwrap();
+    let world = world.lock().unwrap();
     for (_, record) in &rows {
         check(record, &world);
         assert!(ended.get(&record.id).is_none_or(|before| before == record));
