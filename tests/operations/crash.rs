@@ -151,7 +151,7 @@ async fn outcome(host: &Host, life: &Life) -> Outcome {
         };
         let (name, begun) = (&record.config.name, audit.begun(record.id()));
         // The first bytes of MACs tell their kind; the rest is the VM's id, new each time.
-        let macs: Vec<_> = record.config.vifs.iter().map(|v| v.mac.as_str()[..8].to_owned()).collect();
+        let macs: Vec<_> = record.config.vifs.iter().map(|v| v.mac.as_str()[..5].to_owned()).collect();
         let (disks, _, memory, cpus, scheduling) = sorted(&record.config);
         vms.push(format!(
             "{name} {intent} {:?} ha {} cores {} end {:?} {disks:?} {macs:?} {memory} {cpus} {scheduling:?} begun {begun}",

@@ -242,7 +242,7 @@ pub async fn seconds(n: f64) {
 
 pub fn vm(name: &str) -> VmRecord {
     let vm = VmId::random();
-    let [a, b, c, ..] = *vm.as_bytes();
+    let [a, b, c, d, ..] = *vm.as_bytes();
     let config = DomainConfig {
         vm,
         name: VmName::parse(name).unwrap(),
@@ -256,7 +256,7 @@ pub fn vm(name: &str) -> VmRecord {
         cpu_cap: 0,
         cpus: vec![],
         disks: vec![disk("xvda")],
-        vifs: vec![vif(Mac::from_bytes([0x02, 0, 0x9a, a, b, c]))],
+        vifs: vec![vif(Mac::from_bytes([0x02, 0, a, b, c, d]))],
         vnc: None,
         on_poweroff: OnEnd::Destroy,
         on_reboot: OnEnd::Restart,
@@ -300,9 +300,9 @@ pub fn vif(mac: Mac) -> Vif {
 /// With a disk, a vif, a CPU and memory more, another weight, and without the first disk.
 pub fn changed(old: &VmRecord) -> VmRecord {
     let mut new = old.clone();
-    let [a, b, c, ..] = *old.id().as_bytes();
+    let [a, b, c, d, ..] = *old.id().as_bytes();
     new.config.disks = vec![disk("xvdb"), disk("xvdc")];
-    new.config.vifs.push(vif(Mac::from_bytes([0x02, 1, 0x9a, a, b, c])));
+    new.config.vifs.push(vif(Mac::from_bytes([0x02, 1, a, b, c, d])));
     new.config.vcpus = 3;
     new.config.memory = MiB(384);
     new.config.cpu_weight = 512;

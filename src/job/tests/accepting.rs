@@ -1,3 +1,5 @@
+//! What acceptance promises: durable, once, bounded, remembered.
+
 use super::support::*;
 use crate::config;
 use crate::job::record::{JOBS, PLANS};
