@@ -7,9 +7,9 @@
 
 use crate::crash_cases::*;
 use crate::support::*;
-use dom0d::api::value::text;
+use dom0d::api::value::{int, structure, text};
 use dom0d::model::VmId;
-use dom0d::sim::{Answer, Handle, Reason, Request, Rule};
+use dom0d::sim::{Answer, Request, Rule};
 use dom0d::wire::{ClientError, Value};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -163,12 +163,12 @@ async fn agree(scene: &mut Scene) -> Result<(), String> {
 async fn call_and_die(home: &Home, case: &Case, target: &Target, point: &str) -> bool {
     let mut daemon = home.start_with(&["--die-at-commit", point]).await;
     let mut local = daemon.local();
-    let answer = match case.verb {
-        CRASH_OF_THE_GUEST => {
-            home.world().end_guest(target.vm, Reason::Crash).await.unwrap();
-            settled(&home.world(), &mut local, target.vm).await
+    let answer = match case.ends {
+        Some(reason) => {
+            home.world().end_guest(target.vm, reason).await.unwrap();
+            settled(&mut local, target).await
         }
-        verb => local.call(verb, &(case.params)(target)).await,
+        None => local.call(case.verb, &(case.params)(target)).await,
     };
     match answer {
         Ok(_) => {
@@ -190,16 +190,16 @@ async fn call_and_die(home: &Home, case: &Case, target: &Target, point: &str) ->
     }
 }
 
-/// Waits until a crashed guest runs again, or the daemon is gone.
-async fn settled(world: &Handle, local: &mut Caller, vm: VmId) -> Result<Value, ClientError> {
+/// Waits until what a guest did by itself is settled, or the daemon is gone.
+async fn settled(local: &mut Caller, target: &Target) -> Result<Value, ClientError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let host = local.call("host_get", &[]).await?;
-        let idle = number(field(field(&host, "agent"), "open_jobs")) == 0;
-        if idle && world.audit().await.unwrap().begun(vm) == 2 {
+        let newest = local.call("job_list", &[structure([("limit", int(1))])]).await?;
+        let ended = |job: &Value| string(field(job, "state")) == "succeeded";
+        if list(&newest).iter().any(|job| number(field(job, "id")) > target.before && ended(job)) {
             return Ok(Value::Nil);
         }
-        assert!(Instant::now() < deadline, "the guest is not started again");
+        assert!(Instant::now() < deadline, "nothing is settled");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -220,10 +220,8 @@ async fn sweep(case: Case) -> u64 {
             daemon = home.start().await;
             let local = daemon.local();
             let mut scene = Scene { daemon, local, world: home.world(), target };
-            let accepted = match case.verb {
-                CRASH_OF_THE_GUEST => None,
-                _ => Some(point != "1:before"),
-            };
+            // What happens by itself is seen again after the restart, and becomes a job then.
+            let accepted = Some(case.ends.is_some() || point != "1:before");
             let deadline = Instant::now() + CONVERGES_WITHIN;
             while let Err(why) = look(&mut scene, &case, accepted).await {
                 let at = format!("{} killed at {point}: {why}", case.name);
@@ -280,4 +278,34 @@ async fn killed_at_any_transaction_of_a_verb_of_the_host_the_daemon_finds_its_wa
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_transaction_also_of_a_job_that_fails_the_daemon_takes_back_what_was_done() {
     sweep_all(troubled_cases()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_transaction_around_a_cancel_the_job_is_cancelled_once_and_an_answered_cancel_is_kept()
+{
+    let home = Home::new();
+    home.start().await.local().until_settled().await;
+    // Accepted, asked to end, ended.
+    for commit in 2..=4 {
+        for side in ["before", "after"] {
+            let point = format!("{commit}:{side}");
+            // Whatever lives is killed when it is dropped.
+            let daemon = home.start_with(&["--die-at-commit", &point]).await;
+            let mut local = daemon.local();
+            let job = local.submit("sleep", &[int(3600)], structure([])).await;
+            let told = local.call("job_cancel", &[int(job)]).await.is_ok();
+            let _ = local.call("job_wait", &[int(job), int(20)]).await;
+            daemon.kill_if_alive().await;
+            let daemon = home.start().await;
+            let mut local = daemon.local();
+            if !told {
+                // As a caller would who got no answer. It may have been heard.
+                let _ = local.call("job_cancel", &[int(job)]).await;
+            }
+            let record = local.ask("job_wait", &[int(job), int(5)]).await;
+            assert_eq!(string(field(&record, "state")), "cancelled", "{point}, told: {told}");
+            assert_eq!((local.open_jobs().await, local.locks().await), (0, 0), "{point}");
+            daemon.kill().await;
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use crate::support::*;
 use dom0d::api::value::{int, structure, text, texts};
 use dom0d::model::VmId;
-use dom0d::sim::{Answer, Fate, Handle, Kind, Request, WorldError};
+use dom0d::sim::{Answer, Fate, Handle, Kind, Reason, Request, WorldError};
 use dom0d::wire::{ClientError, Value};
 
 /// A check that reads with the local caller.
@@ -60,6 +60,8 @@ pub struct Case {
     pub script: Option<(Kind, fn() -> Fate)>,
     /// The job ends as failed, and what it did is taken back.
     pub fails: bool,
+    /// There is no call; the guest ends by itself.
+    pub ends: Option<Reason>,
 }
 
 /// What one cycle is about.
@@ -99,7 +101,7 @@ const fn case(
     then: Then,
     effects: &'static [(&'static str, usize)],
 ) -> Case {
-    Case { name, verb: name, from, params, then, effects, also: None, script: None, fails: false }
+    Case { name, verb: name, from, params, then, effects, also: None, script: None, fails: false, ends: None }
 }
 
 impl Case {
@@ -192,7 +194,25 @@ pub fn vm_cases() -> Vec<Case> {
         .also(has_one_core),
         case("delete_vm_core", From::Dumped, |t| vm_and(t, [text(&t.core)]), Then::Vm("running", 1), &[])
             .also(has_no_core),
-        crash_of_the_guest(),
+        guest_ends(
+            "a crash of the guest",
+            Reason::Crash,
+            Then::Vm("running", 2),
+            &[("create", 2), ("destroy", 1)],
+        ),
+        guest_ends(
+            "a reboot by the guest",
+            Reason::Reboot,
+            Then::Vm("running", 2),
+            &[("create", 2), ("destroy", 1)],
+        ),
+        guest_ends("a power-off by the guest", Reason::Poweroff, Then::Vm("off", 1), &[("destroy", 1)]),
+        guest_ends(
+            "a watchdog's bite",
+            Reason::Watchdog,
+            Then::Vm("running", 2),
+            &[("create", 2), ("destroy", 1)],
+        ),
     ]
 }
 
@@ -253,11 +273,15 @@ check!(has_no_more_core, |scene, _done| {
     same("core dumps", list(&cores).len(), 0)
 });
 
-/// No call: what the world does by itself becomes a job, too.
-pub const CRASH_OF_THE_GUEST: &str = "a crash of the guest";
-
-fn crash_of_the_guest() -> Case {
-    case(CRASH_OF_THE_GUEST, From::Running, vm, Then::Check(runs_again), &[])
+/// No call: what a guest does by itself becomes a job, too. The verb is that job's.
+const fn guest_ends(
+    name: &'static str,
+    reason: Reason,
+    then: Then,
+    effects: &'static [(&'static str, usize)],
+) -> Case {
+    let case = case("settle_vm", From::Running, vm, then, effects).named(name);
+    Case { ends: Some(reason), ..case }
 }
 
 pub fn host_cases() -> Vec<Case> {
@@ -480,10 +504,4 @@ check!(switched_off, |scene, done| {
     }
     let expected = if done { "off" } else { "running" };
     same("the VM", scene.local.state_of(scene.target.vm).await.as_deref(), Some(expected))
-});
-
-check!(runs_again, |scene, _done| {
-    let vm = scene.target.vm;
-    same("the VM", scene.local.state_of(vm).await.as_deref(), Some("running"))?;
-    same("domains begun", scene.world.audit().await.map_err(|e| e.to_string())?.begun(vm), 2)
 });

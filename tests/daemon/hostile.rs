@@ -153,7 +153,8 @@ fn judge(verb: &str, param: &str, value: &str, answer: &Result<Value, ClientErro
     }
 }
 
-/// All that the daemon has ever started, as far as looking again and again can tell: only the world.
+/// What the daemon has started and what still lives, but for the world. Looked at after every call: nothing that
+/// a call could start would be gone as fast, and a zombie waits to be read.
 fn children(daemon: &Daemon) -> Vec<String> {
     let mut found = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().flatten() {
@@ -163,7 +164,9 @@ fn children(daemon: &Daemon) -> Vec<String> {
             found.push(String::from_utf8_lossy(&command).replace('\0', " "));
         }
     }
+    let before = found.len();
     found.retain(|command| !command.contains(" simulated-world "));
+    assert_eq!(before - found.len(), 1, "the world is the daemon's child, and the kernel shows it");
     found
 }
 

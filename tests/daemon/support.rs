@@ -155,6 +155,10 @@ impl Daemon {
         timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap();
     }
 
+    pub async fn kill_if_alive(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// Asks it to stop, and answers its exit code.
     pub async fn stop(mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
