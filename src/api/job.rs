@@ -8,7 +8,7 @@ use super::verb::{Kind, Origin, Row, Verb};
 use crate::job::{JobRecord, JobState, Listing, LockState, LockWant, Mode, Options};
 use crate::model::{JobId, Label, Timestamp};
 use crate::operation::plan::Plan;
-use crate::wire::{Answer, Caller, Role, Value};
+use crate::wire::{Answer, Caller, Identity, Role, Value, encode_call};
 use futures_util::future::{BoxFuture, FutureExt};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -78,13 +78,29 @@ fn job_submit<'a>(
                     .wrong("options", format!("deadline_s: {s} is out of range; allowed: 1 to 604800")));
             }
         };
-        // A caller's key is its own: another caller with the same key means another job.
-        let key = key.map(|k| format!("{caller}/{k}"));
-        let options = Options { idempotency_key: key, deadline, ..Options::default() };
+        // A caller's key is its own: another caller with the same key means another job. Whence it calls does not
+        // matter: a manager may have several addresses.
+        let key = key.map(|k| format!("{}/{k}", identity(caller)));
+        let request = key.is_some().then(|| encode_call(verb.name, &params).to_vec());
+        if let (Some(key), Some(request)) = (&key, &request)
+            && let Some(id) = api.engine().known(key, request).await?
+        {
+            // Before it is planned: what the job did may make the same plan impossible now.
+            return Ok(int(id.0).into());
+        }
+        let options = Options { idempotency_key: key, request, deadline, ..Options::default() };
         let id = api.submit(verb, params, caller, options).await?;
         Ok(int(id.0).into())
     }
     .boxed()
+}
+
+fn identity(caller: &Caller) -> String {
+    match &caller.identity {
+        Identity::Password => "password".to_owned(),
+        Identity::Owner { .. } => "owner".to_owned(),
+        Identity::Local { uid, .. } => format!("local:{uid}"),
+    }
 }
 
 fn plan_value(verb: &str, plan: &Plan) -> Value {

@@ -3,9 +3,11 @@
 use super::Submission;
 use super::engine::{Engine, OpenJob};
 use super::lock::covers;
-use super::record::{JOBS, JobRecord, JobState, KEYS, PLANS, StepRecord, StepState, StoredKey, StoredPlan};
+use super::record::{
+    DIGEST_KEY, JOBS, JobRecord, JobState, KEYS, PLANS, StepRecord, StepState, StoredKey, StoredPlan,
+};
 use crate::model::{JobId, Timestamp};
-use crate::store::{StoreError, Txn};
+use crate::store::{Store, StoreError, Txn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -43,18 +45,20 @@ impl Engine {
     }
 
     async fn accept(&self, submission: Submission) -> Result<JobId, SubmitError> {
-        let digest = digest(&submission);
+        let mut digest = None;
         let _stripe = match &submission.options.idempotency_key {
             None => None,
             Some(key) => {
                 let stripe = crc32c::crc32c(key.as_bytes()) as usize % KEY_STRIPES;
                 let held = self.0.keys[stripe].lock().await;
-                if let Some(known) = self.0.store.get(&KEYS, key.as_str()).await? {
-                    if known.digest == digest {
-                        return Ok(known.job);
-                    }
-                    return Err(SubmitError::IdempotencyConflict { job: known.job });
+                let request = match &submission.options.request {
+                    Some(request) => request.clone(),
+                    None => format!("{} {}", submission.verb, submission.params).into_bytes(),
+                };
+                if let Some(job) = self.known(key, &request).await? {
+                    return Ok(job);
                 }
+                digest = Some(self.digest(&request));
                 Some(held)
             }
         };
@@ -65,7 +69,7 @@ impl Engine {
         let mut txn = if plan.essential { Txn::essential() } else { Txn::new() };
         txn.put(&JOBS, &id, &record);
         txn.put(&PLANS, &id, &plan);
-        if let Some(key) = &record.idempotency_key {
+        if let (Some(key), Some(digest)) = (&record.idempotency_key, digest) {
             txn.put(&KEYS, key.as_str(), &StoredKey { job: id, digest });
         }
         let parent = record.parent;
@@ -83,6 +87,20 @@ impl Engine {
         self.enter(id, &open);
         self.schedule();
         Ok(id)
+    }
+
+    /// The job that an idempotency key stands for, if it was asked for with this very request.
+    pub async fn known(&self, key: &str, request: &[u8]) -> Result<Option<JobId>, SubmitError> {
+        match self.0.store.get(&KEYS, key).await? {
+            None => Ok(None),
+            Some(known) if known.digest == self.digest(request) => Ok(Some(known.job)),
+            Some(known) => Err(SubmitError::IdempotencyConflict { job: known.job }),
+        }
+    }
+
+    fn digest(&self, request: &[u8]) -> String {
+        let tag = ring::hmac::sign(&self.0.digest_key, request);
+        tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// After a failure of the disk the job may be there all the same, and would run after a restart: then it is
@@ -165,8 +183,21 @@ impl Engine {
     }
 }
 
-/// What an idempotency key stands for: the verb and its parameters as kept.
-fn digest(submission: &Submission) -> u32 {
-    let text = format!("{} {}", submission.verb, submission.params);
-    crc32c::crc32c(text.as_bytes())
+/// The key of the digests: kept, so that a request is known again after a restart. A store that can only be read
+/// takes no requests, so any key will do there.
+pub(super) async fn digest_key(store: &Store) -> Result<ring::hmac::Key, StoreError> {
+    const ROW: &str = "digest";
+    let bytes = match store.get(&DIGEST_KEY, ROW).await? {
+        Some(bytes) => bytes,
+        None => {
+            let made = [*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes()].concat();
+            let mut txn = Txn::essential();
+            txn.put(&DIGEST_KEY, ROW, &made);
+            match store.commit(txn).await {
+                Ok(_) | Err(StoreError::ReadOnly(_) | StoreError::DiskFull(_)) => made,
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    Ok(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &bytes))
 }

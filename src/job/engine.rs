@@ -28,6 +28,7 @@ pub(super) const CANCELS: Table<CancelRecord> = Table::new("job_cancel", 1);
 pub struct Engine(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
+    pub(super) digest_key: ring::hmac::Key,
     pub(super) store: Store,
     pub(super) executor: Arc<dyn Executor>,
     pub(super) settings: config::Jobs,
@@ -49,9 +50,21 @@ pub(super) struct State {
     locks: LockTable,
     /// Hold their locks and wait for one of `max_running` places.
     ready: VecDeque<JobId>,
+    /// Hold their locks and need no place: what is essential is not kept waiting by what is not.
+    urgent: VecDeque<JobId>,
     running: usize,
     /// When to end those that still wait. Whoever starts leaves it.
     deadlines: BTreeSet<(Instant, JobId)>,
+}
+
+impl State {
+    /// These hold all their locks now.
+    fn make_ready(&mut self, jobs: impl IntoIterator<Item = JobId>) {
+        for id in jobs {
+            let essential = self.open.get(&id).is_some_and(|open| open.essential);
+            if essential { &mut self.urgent } else { &mut self.ready }.push_back(id);
+        }
+    }
 }
 
 pub(super) struct OpenJob {
@@ -128,10 +141,13 @@ impl Engine {
             open: HashMap::new(),
             locks: LockTable::default(),
             ready: VecDeque::new(),
+            urgent: VecDeque::new(),
             running: 0,
             deadlines: BTreeSet::new(),
         };
+        let digest_key = super::accept::digest_key(&store).await?;
         let engine = Self(Arc::new(Inner {
+            digest_key,
             store,
             executor,
             settings,
@@ -236,7 +252,7 @@ impl Engine {
             state.open.insert(id, Arc::clone(open));
             if open.parent.is_none() {
                 if state.locks.enqueue(id, &locks) {
-                    state.ready.push_back(id);
+                    state.make_ready([id]);
                 }
                 if open.is_untouched() {
                     let entry = (open.deadline, id);
@@ -257,10 +273,14 @@ impl Engine {
         loop {
             let next = {
                 let mut state = self.state();
-                if state.running >= self.0.settings.max_running || self.0.halt.is_cancelled() {
+                if self.0.halt.is_cancelled() {
                     return;
                 }
-                let Some(id) = state.ready.pop_front() else { return };
+                let place = state.running < self.0.settings.max_running;
+                let next = state.urgent.pop_front();
+                let Some(id) = next.or_else(|| if place { state.ready.pop_front() } else { None }) else {
+                    return;
+                };
                 let Some(open) = state.open.get(&id).cloned() else { continue };
                 open.started.store(true, Ordering::SeqCst);
                 state.deadlines.remove(&(open.deadline, id));
@@ -281,7 +301,7 @@ impl Engine {
         {
             let mut state = self.state();
             let granted = state.locks.release(id);
-            state.ready.extend(granted);
+            state.make_ready(granted);
             state.open.remove(&id);
             state.reserved -= 1;
             if open.parent.is_none() {
@@ -333,9 +353,10 @@ impl Engine {
                 return;
             }
             state.ready.retain(|j| *j != id);
+            state.urgent.retain(|j| *j != id);
             state.deadlines.remove(&(open.deadline, id));
             let granted = state.locks.release(id);
-            state.ready.extend(granted);
+            state.make_ready(granted);
             state.running += 1;
         }
         self.spawn_run(id, Arc::clone(open));

@@ -96,6 +96,9 @@ pub struct Submission {
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     pub idempotency_key: Option<String>,
+    /// What the key stands for, whole, with secrets: only a digest of it is kept. Without it, the verb and the
+    /// parameters as shown.
+    pub request: Option<Vec<u8>>,
     /// From acceptance to the end; the settings' default if `None`.
     pub deadline: Option<Duration>,
     /// A child runs under its parent's locks, which must cover its own.

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub(super) const JOBS: Table<JobRecord> = Table::new("job", 1);
 pub(super) const PLANS: Table<StoredPlan> = Table::new("job_plan", 1);
 pub(super) const KEYS: Table<StoredKey> = Table::new("idempotency", 1);
+/// The key of the digests, made at the first start; one row, `digest`.
+pub(super) const DIGEST_KEY: Table<Vec<u8>> = Table::new("digest_key", 1);
 
 /// The steps of an open job with their data. A row exists exactly while its job is open.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,7 +23,8 @@ pub(super) struct StoredPlan {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct StoredKey {
     pub job: JobId,
-    pub digest: u32,
+    /// HMAC-SHA256 in hex, by a key of this store's own: the request may hold secrets.
+    pub digest: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -45,10 +45,7 @@ pub(super) async fn run(engine: Engine, id: JobId, open: Arc<OpenJob>) {
     let Some(plan) = plan else { return };
     let record = JobRecord::clone(&open.record.borrow());
     let in_doubt = record.steps.iter().position(|s| s.state == StepState::Intended);
-    let mut pending = Txn::new();
-    if open.essential {
-        pending.set_importance(Importance::Essential);
-    }
+    let pending = Txn::new();
     let deadline = open.deadline;
     let mut run = Run { engine, open, record, plan, pending, then: Vec::new(), deadline, in_doubt };
     tracing::debug!(job = %id, verb = run.record.verb, "job runs");
@@ -135,7 +132,9 @@ impl Run {
             self.record.steps[step].started = Some(Timestamp::now());
             self.record.steps[step].state = StepState::Intended;
             if self.plan.steps[step].effect && self.in_doubt != Some(step) {
-                self.commit(true).await?;
+                if let Some(fault) = self.intend(step).await? {
+                    return Ok(Some(fault));
+                }
             } else {
                 self.flush_before(step).await?;
             }
@@ -154,6 +153,27 @@ impl Run {
             }
         }
         Ok(None)
+    }
+
+    /// Writes the intent of a step. `Some`: the step must not begin, and has not.
+    ///
+    /// The first effect of a job that is not essential does not use the space kept in reserve: on a full disk the
+    /// job ends and lets go of its locks, so that those for whom the reserve is kept get them. Once it has had an
+    /// effect, it goes on by all means.
+    async fn intend(&mut self, step: usize) -> Result<Option<JobFault>, Parked> {
+        let done = |i: &usize| self.plan.steps[*i].effect && self.record.steps[*i].state == StepState::Done;
+        let begun = (0..step).any(|i| done(&i));
+        let refused = match begun || self.open.essential {
+            true => self.commit(true).await.map(|()| None)?,
+            false => self.commit_first().await?,
+        };
+        // The commit may have taken its time.
+        let refused = refused.or_else(|| self.called_off());
+        if refused.is_some() {
+            self.record.steps[step].state = StepState::Pending;
+            self.record.steps[step].started = None;
+        }
+        Ok(refused)
     }
 
     /// What the step before wants done after its commit must be done before this one looks.
@@ -242,7 +262,6 @@ impl Run {
             return Ok(());
         }
         self.record.state = JobState::Undoing;
-        self.pending.set_importance(Importance::Essential);
         self.commit(true).await?;
         for step in steps {
             if self.engine.0.halt.is_cancelled() {
@@ -305,31 +324,47 @@ impl Run {
         Ok(())
     }
 
-    /// Writes the record, the plan's outcomes if `plan`, and what is pending, in one transaction.
+    /// Writes the record, the plan's outcomes if `plan`, and what is pending, in one transaction, for which the
+    /// reserve of disk space may be used.
     async fn commit(&mut self, plan: bool) -> Result<(), Parked> {
         let mut txn = std::mem::take(&mut self.pending);
-        if self.open.essential || self.record.state != JobState::Running {
-            txn.set_importance(Importance::Essential);
-            self.pending.set_importance(Importance::Essential);
+        txn.set_importance(Importance::Essential);
+        self.commit_as(txn, plan).await.map(|_| ())
+    }
+
+    /// As `commit`, but not from the reserve. `Some`: the disk is full, and nothing was written.
+    async fn commit_first(&mut self) -> Result<Option<JobFault>, Parked> {
+        let txn = std::mem::take(&mut self.pending);
+        let kept = txn.clone();
+        let refused = self.commit_as(txn, true).await?;
+        if refused.is_some() {
+            self.pending = kept;
         }
+        Ok(refused)
+    }
+
+    async fn commit_as(&mut self, txn: Txn, plan: bool) -> Result<Option<JobFault>, Parked> {
         let (children, progress) = {
             let live = self.open.record.borrow();
             (live.children.clone(), live.progress)
         };
         self.record.children = children;
         self.record.progress = self.record.progress.max(progress);
-        self.write(txn, plan).await?;
+        if let Some(refused) = self.write(txn, plan).await? {
+            return Ok(Some(refused));
+        }
         for then in self.then.drain(..) {
             then();
         }
         if plan {
             self.publish();
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// `changes` are what goes beside the record, and beside the plan if `plan`.
-    async fn write(&mut self, changes: Txn, plan: bool) -> Result<(), Parked> {
+    /// `changes` are what goes beside the record, and beside the plan if `plan`. Tries on for as long as the
+    /// daemon lives, but for what is not essential: that a full disk refuses.
+    async fn write(&mut self, changes: Txn, plan: bool) -> Result<Option<JobFault>, Parked> {
         let mut told = false;
         let mut stripped = false;
         loop {
@@ -340,8 +375,12 @@ impl Run {
                 txn.put(&PLANS, &id, &self.plan);
             }
             match self.engine.0.store.commit(txn).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(None),
                 Err(StoreError::Closed) => return Err(Parked),
+                Err(StoreError::DiskFull(why)) if changes.importance() == Importance::Normal => {
+                    let text = format!("the disk is full: {why}; nothing was done");
+                    return Ok(Some(JobFault::refusal("DISK_FULL", text)));
+                }
                 // Too large: what is for people only goes, and answers of a size that no step needs.
                 Err(StoreError::Refused(why)) if !stripped => {
                     tracing::error!(job = %id, why, "a job's record is too large; its texts are left out");

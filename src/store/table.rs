@@ -110,6 +110,10 @@ impl Txn {
         self.importance = importance;
     }
 
+    pub fn importance(&self) -> Importance {
+        self.importance
+    }
+
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
