@@ -110,6 +110,8 @@ enum Failure {
 
 fn main() -> ExitCode {
     machine::memory::tune_allocator();
+    // Nothing we make is for others to read; the operator's socket gets its own mode.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let failure = match run(Cli::parse()) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => failure,

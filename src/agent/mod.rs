@@ -74,6 +74,8 @@ pub enum StartError {
 const LEDGER: &[(&str, u16)] = &[("vm", 1), ("host", 1), ("password", 1)];
 /// Tables whose numbers must never be given twice.
 const COUNTERS: &[&str] = &["job"];
+/// Room is left for the names of files below it.
+const MAX_STATE_PATH: usize = 512;
 /// How often history is brought back to its bounds.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(86_400);
@@ -109,6 +111,7 @@ pub async fn run(start: Start) -> Result<(), StartError> {
 
 async fn launch(start: &Start) -> Result<Running, StartError> {
     let settings = Arc::new(start.settings.clone());
+    worlds::check(&settings)?;
     let state_dir = state_folder(&settings.state.dir)?;
     // What takes long goes on at the same time: the store, the worlds, the password's hash.
     let opening = tokio::task::spawn_blocking({
@@ -148,11 +151,13 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         state_dir,
     )
     .await?;
-    if let Some(hash) = hashing {
-        let hash = hash.await??;
-        if start.password_file.is_some() || !operations.has_password() {
-            operations.first_password(hash).await?;
-        }
+    let mut shown = None;
+    if let Some(hash) = hashing
+        && (start.password_file.is_some() || !operations.has_password())
+    {
+        operations.first_password(hash.await??).await?;
+        // One from a file is known to whoever wrote the file.
+        shown = first.filter(|_| start.password_file.is_none());
     }
     let floor = JobId(opened.report.counters.get("job").copied().unwrap_or(0));
     let engine =
@@ -171,7 +176,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     surroundings.serve(server.metrics());
     start_recurring(&engine, &operations, &settings);
     if start.dev {
-        greet(&server, &socket, first.filter(|_| start.password_file.is_none()), &settings);
+        greet(&server, &socket, shown, &settings);
     }
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     Ok(Running { store: opened.store, engine, server, surroundings, worlds, stop })
@@ -182,6 +187,9 @@ fn state_folder(dir: &Path) -> Result<SafePath, StartError> {
     let wrong = |why: String| StartError::StateFolder(dir.to_owned(), why);
     let path = dir.to_str().ok_or_else(|| wrong("its name is not UTF-8".to_owned()))?;
     let path = SafePath::parse(path).map_err(|e| wrong(e.to_string()))?;
+    if path.as_str().len() > MAX_STATE_PATH {
+        return Err(wrong(format!("its path is longer than {MAX_STATE_PATH} bytes")));
+    }
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     match made {

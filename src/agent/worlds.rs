@@ -19,41 +19,41 @@ const SIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Opened {
     pub(super) drivers: Worlds,
-    world: Option<Handle>,
+    world: Handle,
 }
 
 impl Opened {
-    /// Ends the simulated world, if there is one: nothing of this run is to be left.
+    /// Ends the simulated world: nothing of this run is to be left.
     pub(super) async fn end(&self) {
-        if let Some(world) = &self.world
-            && let Err(error) = world.end_world().await
-        {
+        if let Err(error) = self.world.end_world().await {
             tracing::warn!(%error, "the simulated world did not end");
         }
     }
 }
 
+/// Whether there are bodies for what the settings choose. Asked before anything is touched.
+pub(super) fn check(settings: &Settings) -> Result<(), StartError> {
+    match settings.world.toolstack {
+        ToolstackChoice::Sim => Ok(()),
+        choice @ (ToolstackChoice::Auto | ToolstackChoice::Xl) => Err(no_xen(choice)),
+    }
+}
+
 pub(super) async fn open(settings: &Settings, state_dir: &Path) -> Result<Opened, StartError> {
+    check(settings)?;
     let choice = &settings.world;
-    let toolstack = match choice.toolstack {
-        ToolstackChoice::Sim => ToolstackChoice::Sim,
-        ToolstackChoice::Auto | ToolstackChoice::Xl => return Err(no_xen(choice.toolstack)),
-    };
-    let simulated = toolstack == ToolstackChoice::Sim
-        || choice.kernel == WorldChoice::Sim
-        || choice.host == WorldChoice::Sim;
-    let world = if simulated { Some(simulated_world(state_dir).await?) } else { None };
-    let sim = || world.clone().ok_or_else(|| StartError::World("there is no simulated world".to_owned()));
+    let world = simulated_world(state_dir).await?;
+    let sim = || world.clone();
     let limit = Duration::from_secs(settings.vm.toolstack_timeout_s);
-    let toolstack: Arc<dyn Toolstack> = Arc::new(SimToolstack::new(sim()?, limit));
+    let toolstack: Arc<dyn Toolstack> = Arc::new(SimToolstack::new(sim(), limit));
     let drivers = Worlds {
         toolstack,
         machine: match choice.host {
-            WorldChoice::Sim => Arc::new(SimMachine::new(sim()?, SIM_TIMEOUT)),
+            WorldChoice::Sim => Arc::new(SimMachine::new(sim(), SIM_TIMEOUT)),
             WorldChoice::Linux => Arc::new(LinuxMachine::new(PathBuf::from("/"))),
         },
         kernel: match choice.kernel {
-            WorldChoice::Sim => Arc::new(SimKernel::new(sim()?, SIM_TIMEOUT)),
+            WorldChoice::Sim => Arc::new(SimKernel::new(sim(), SIM_TIMEOUT)),
             WorldChoice::Linux => Arc::new(LinuxKernel::new()),
         },
     };

@@ -19,7 +19,7 @@ const ID: super::arguments::Param = need("id", Type::Int, "the job's number");
 const JOBS: &[Row] = &[
     Row::new("job_submit", &[need("verb", Type::Text, "a verb of kind job"), need("params", Type::Array, "its parameters"),
         may("options", Type::Struct, "idempotency_key, deadline_s, dry_run")], "int or struct", Role::Viewer,
-        Kind::Signal(job_submit), "Accepts a change and answers the job's number at once; with dry_run the plan. The verb's own role is needed."),
+        Kind::Envelope(job_submit), "Accepts a change and answers the job's number at once; with dry_run the plan. The verb's own role is needed."),
     Row::new("job_get", &[ID], "struct", Role::Viewer, Kind::Read(job_get), "A job with its steps."),
     Row::new("job_list", &[may("filter", Type::Struct, "state, verb, object, before, limit")], "array", Role::Viewer,
         Kind::Read(job_list), "Jobs, newest first."),

@@ -19,6 +19,8 @@ mod host;
 mod job;
 mod ownership;
 mod power;
+#[cfg(test)]
+mod reference;
 mod system;
 pub mod value;
 pub mod verb;
@@ -45,6 +47,9 @@ use verb::{Kind, Origin, Verb};
 
 /// Figures that change without anybody's doing (CPU time) may be this old in an answer.
 const SAMPLE_AGE: Duration = Duration::from_secs(1);
+
+/// How often a change is planned again because another got in between.
+const CONFLICT_TRIES: u32 = 5;
 
 pub struct Api {
     pub(crate) operations: Arc<Operations>,
@@ -83,20 +88,25 @@ pub struct Certificate {
     pub ca_pem: String,
 }
 
+/// All verbs, by name.
+pub fn table() -> BTreeMap<&'static str, Verb> {
+    let families = common::verbs()
+        .chain(system::verbs())
+        .chain(host::verbs())
+        .chain(ownership::verbs())
+        .chain(vm::verbs())
+        .chain(power::verbs())
+        .chain(job::verbs())
+        .chain(event::verbs());
+    families.map(|verb| (verb.name, verb)).collect()
+}
+
 impl Api {
     pub fn new(operations: Arc<Operations>, engine: Engine, about: Arc<dyn About>) -> Self {
-        let families = common::verbs()
-            .chain(system::verbs())
-            .chain(host::verbs())
-            .chain(ownership::verbs())
-            .chain(vm::verbs())
-            .chain(power::verbs())
-            .chain(job::verbs())
-            .chain(event::verbs());
         Self {
             operations,
             engine,
-            verbs: families.map(|verb| (verb.name, verb)).collect(),
+            verbs: table(),
             fragments: Fragments::default(),
             sampled: tokio::sync::Mutex::new(None),
             host_cpus: AtomicU32::new(0),
@@ -167,7 +177,9 @@ impl Api {
     async fn answer(&self, verb: &Verb, params: Vec<Value>, caller: &Caller) -> Result<Answer> {
         Self::permit(verb, caller)?;
         match verb.kind {
-            Kind::Read(read) => read(self, &Arguments::check(verb.name, verb.params, params)?, caller).await,
+            Kind::Read(read) | Kind::Envelope(read) => {
+                read(self, &Arguments::check(verb.name, verb.params, params)?, caller).await
+            }
             Kind::Signal(signal) => {
                 let arguments = Arguments::check(verb.name, verb.params, params)?;
                 let answer = signal(self, &arguments, caller).await;
@@ -176,8 +188,16 @@ impl Api {
                 answer
             }
             Kind::Job(_, answer) => {
-                let id = self.submit(verb, params, caller, Options::default()).await?;
-                Ok(answer(&*self.finished(id).await?).into())
+                let mut tries = 0;
+                loop {
+                    let id = self.submit(verb, params.clone(), caller, Options::default()).await?;
+                    tries += 1;
+                    match self.finished(id).await {
+                        // Planned on what another job has changed since; nothing was done, so plan again.
+                        Err(fault) if fault.name == "CONFLICT" && tries < CONFLICT_TRIES => {}
+                        finished => return Ok(answer(&*finished?).into()),
+                    }
+                }
             }
         }
     }

@@ -20,7 +20,7 @@ const SYSTEM: &[Row] = &[
     Row::new("system.methodHelp", &[METHOD], "string", Role::Viewer, Kind::Read(method_help), "What a verb does."),
     Row::new("system.methodSignature", &[METHOD], "array", Role::Viewer, Kind::Read(method_signature),
         "The types of a verb: an array of signatures, each the answer's type and then the parameters'."),
-    Row::new("system.multicall", &[need("calls", Type::Array, "up to 1000 structs {methodName, params}")], "array", Role::Viewer, Kind::Signal(multicall),
+    Row::new("system.multicall", &[need("calls", Type::Array, "up to 1000 structs {methodName, params}")], "array", Role::Viewer, Kind::Envelope(multicall),
         "Several calls, one after the other: an array of [answer] or fault structs."),
 ];
 

@@ -1,5 +1,6 @@
 //! Making values for the wire.
 
+use crate::host::support::redact;
 use crate::wire::Value;
 
 /// Numbers on the wire are `<int>`; only what does not fit becomes `<i8>`.
@@ -84,12 +85,10 @@ fn masked(name: &str, value: &Value, left: &mut usize) -> serde_json::Value {
     }
 }
 
-/// Device texts hold `key=value` parts; PEM holds keys.
+/// Device texts hold `key=value` parts.
 fn masked_text(text: &str) -> String {
-    if text.contains("PRIVATE KEY") {
-        return "***".to_owned();
-    }
-    let cut: String = text.chars().take(512).collect();
+    // Private keys, and credentials in URLs; before it is cut, so that no half of one is left.
+    let cut: String = redact(text, &[]).chars().take(512).collect();
     if !cut.contains('=') {
         return cut;
     }
@@ -112,7 +111,8 @@ mod tests {
             ("vfb", texts(["type=vnc,vncpasswd=geheim1,keymap=de"])),
             ("password", text("geheim2")),
             ("deep", structure([("bmc_password", text("geheim3"))])),
-            ("pem", text("-----BEGIN PRIVATE KEY-----geheim4")),
+            ("pem", text("-----BEGIN PRIVATE KEY-----\ngeheim4\n-----END PRIVATE KEY-----")),
+            ("url", text("https://oracle:geheim5@manager:7002/ovm")),
             ("name", text("web1")),
         ]);
         let json = to_json_masked(&value).to_string();

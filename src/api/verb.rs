@@ -25,6 +25,8 @@ pub enum Kind {
     Job(Planner, Answerer),
     /// Acts on a job or an event, at once.
     Signal(Reader),
+    /// Carries other verbs, each of which is checked and audited as if called alone.
+    Envelope(Reader),
 }
 
 /// Whose manner a verb follows.
@@ -55,7 +57,7 @@ impl Verb {
         match self.kind {
             Kind::Read(_) => "read",
             Kind::Job(..) => "job",
-            Kind::Signal(_) => "signal",
+            Kind::Signal(_) | Kind::Envelope(_) => "signal",
         }
     }
 }

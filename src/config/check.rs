@@ -64,7 +64,7 @@ const RANGES: &[Range] = &[
         u64::from(s.access.max_failures_per_minute)
     }),
     range("jobs.max_open", "jobs", 1, 1_000_000, |s| s.jobs.max_open as u64),
-    range("jobs.max_running", "jobs", 1, 1024, |s| s.jobs.max_running as u64),
+    range("jobs.max_running", "jobs", 1, 10_000, |s| s.jobs.max_running as u64),
     range("jobs.history", "jobs", 1, 10_000_000, |s| s.jobs.history as u64),
     range("jobs.default_deadline_s", "s", 1, 30 * DAY_S, |s| s.jobs.default_deadline_s),
     range("jobs.cancel_bound_s", "s", 1, 3600, |s| s.jobs.cancel_bound_s),

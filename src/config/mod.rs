@@ -246,7 +246,7 @@ impl Default for Jobs {
     fn default() -> Self {
         Self {
             max_open: 10_000,
-            max_running: 64,
+            max_running: 1024,
             history: 10_000,
             default_deadline_s: 3600,
             cancel_bound_s: 30,

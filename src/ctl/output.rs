@@ -127,10 +127,15 @@ fn is_table(items: &[Value]) -> bool {
     !items.is_empty() && items.iter().all(|item| matches!(item, Value::Struct(_)))
 }
 
+/// What a reader looks for first, in this order; other columns follow by name.
+const LEADING: [&str; 9] = ["number", "id", "name", "type", "state", "about", "started", "ended", "error"];
+
 /// A column for each member that any of the rows has.
 fn generic_table(rows: &[Value]) -> String {
     let names: BTreeSet<&String> =
         rows.iter().filter_map(Value::as_struct).flat_map(BTreeMap::keys).collect();
+    let mut names: Vec<&String> = names.into_iter().collect();
+    names.sort_by_key(|name| LEADING.iter().position(|l| l == name).unwrap_or(LEADING.len()));
     let mut table = new_table(names.iter().map(|name| clean(name).to_uppercase()).collect());
     for row in rows {
         table.add_row(names.iter().map(|name| cell(&row[name.as_str()])));

@@ -161,7 +161,7 @@ async fn options_of_a_change_reach_the_job() {
         json!({"verb": "start_vm", "locks": ["vm/a"], "steps": [{"name": "start", "about": "start it"}]});
     let fake = Fake::default().answers("vm_list", vms()).answers("job_submit", plan);
     let ran = ctl(&fake, &["vm", "start", "web", "--dry-run"]).await;
-    assert_eq!(ran.stdout, "locks  vm/a\nverb   start_vm\n\nsteps:\nABOUT     NAME\nstart it  start\n");
+    assert_eq!(ran.stdout, "locks  vm/a\nverb   start_vm\n\nsteps:\nNAME   ABOUT\nstart  start it\n");
     assert_eq!(fake.params(1)[2], json!({"dry_run": true}));
 }
 

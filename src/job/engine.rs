@@ -173,8 +173,13 @@ impl Engine {
 
     /// Lets the jobs of an earlier life go on, in their old order. Answers how many there are.
     pub fn resume(&self) -> usize {
-        let mut ids: Vec<JobId> = self.state().open.keys().copied().collect();
-        ids.sort_unstable();
+        // Those that ran held their locks: they come first. Ids alone would not do, since a job may be on disk,
+        // and run, before one with a lower id is.
+        let queued = |open: &OpenJob| open.record.borrow().state == JobState::Queued;
+        let mut jobs: Vec<(bool, JobId)> =
+            self.state().open.iter().map(|(id, open)| (queued(open), *id)).collect();
+        jobs.sort_unstable();
+        let ids: Vec<JobId> = jobs.into_iter().map(|(_, id)| id).collect();
         for id in &ids {
             // A child is found again by its parent, which runs it under its own locks; it starts with it.
             let Some(open) = self.find_open(*id) else { continue };

@@ -99,8 +99,10 @@ pub struct Options {
 /// What a step did.
 #[derive(Default)]
 pub struct Outcome {
-    /// Kept with the plan for `undo`, and the job's result if no later step has one.
+    /// Kept with the plan, for `undo` and for later steps.
     pub value: Option<serde_json::Value>,
+    /// The job's result, if no later step has one.
+    pub result: Option<serde_json::Value>,
     /// Written in the same transaction as the outcome.
     pub writes: Txn,
     /// Run when that transaction is on disk, before the next step.
@@ -114,6 +116,10 @@ impl Outcome {
 
     pub fn value(value: serde_json::Value) -> Self {
         Self { value: Some(value), ..Self::default() }
+    }
+
+    pub fn result(result: serde_json::Value) -> Self {
+        Self { result: Some(result), ..Self::default() }
     }
 }
 
@@ -149,9 +155,23 @@ impl StepContext {
             .submit(submission)
             .await
             .map_err(|e| JobFault::new("CHILD_REFUSED", e.to_string()))?;
+        let mut asked = false;
         loop {
-            match self.engine.wait(id, Duration::from_secs(3600)).await {
+            let waited = tokio::select! {
+                waited = self.engine.wait(id, Duration::from_secs(3600)) => waited,
+                // The child ends soon; until then it works under our locks, so we wait on.
+                () = self.cancelled.cancelled(), if !asked => {
+                    asked = true;
+                    if let Err(error) = self.engine.cancel(id, &format!("job {}", self.job)).await {
+                        tracing::warn!(job = %self.job, child = %id, %error, "a child was not cancelled");
+                    }
+                    continue;
+                }
+            };
+            match waited {
                 Ok(Some(record)) if record.state.is_terminal() => return Ok(record),
+                // The daemon stops, and this step with it; both are found again at the next start.
+                Ok(Some(_)) if self.engine.is_stopping() => std::future::pending::<()>().await,
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(JobFault::new("JOB_NOT_FOUND", format!("child job {id} is gone"))),
                 Err(error) => return Err(JobFault::new("STORE", error.to_string())),

@@ -66,11 +66,29 @@ impl Run {
             None => self.end(JobState::Succeeded).await,
             Some(fault) => {
                 self.record.fault = Some(fault);
+                self.end_children().await?;
                 self.backward().await?;
                 let cancelled = self.record.fault.as_ref().is_some_and(|f| f.name == "CANCELLED");
                 self.end(if cancelled { JobState::Cancelled } else { JobState::Failed }).await
             }
         }
+    }
+
+    /// Children work under our locks: none may outlive the step that waits for it.
+    async fn end_children(&mut self) -> Result<(), Parked> {
+        let children = self.open.record.borrow().children.clone();
+        for child in children {
+            while self.engine.find_open(child).is_some() {
+                if self.engine.0.halt.is_cancelled() {
+                    return Err(Parked);
+                }
+                if let Err(error) = self.engine.cancel(child, &format!("job {}", self.record.id)).await {
+                    tracing::warn!(job = %self.record.id, %child, %error, "a child cannot be cancelled yet");
+                }
+                let _ = self.engine.wait(child, Duration::from_secs(1)).await;
+            }
+        }
+        Ok(())
     }
 
     /// Runs the steps that are not done. `Some`: why it stopped.
@@ -129,6 +147,9 @@ impl Run {
     fn take(&mut self, step: usize, outcome: Outcome) {
         self.record.steps[step].state = StepState::Done;
         self.plan.outcomes[step] = outcome.value;
+        if outcome.result.is_some() {
+            self.record.result = outcome.result;
+        }
         self.pending.merge(outcome.writes);
         self.then.extend(outcome.then);
         let weights: Vec<u32> = self.plan.steps.iter().map(|s| s.weight).collect();
@@ -244,7 +265,8 @@ impl Run {
         self.record.cancel = self.cancel_request();
         if state == JobState::Succeeded {
             self.record.progress = 100;
-            self.record.result = self.plan.outcomes.iter().rev().find_map(Clone::clone);
+        } else {
+            self.record.result = None;
         }
         self.record.children = self.open.record.borrow().children.clone();
         let id = self.record.id;

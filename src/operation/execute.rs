@@ -17,7 +17,7 @@ fn parse(step: &PlannedStep) -> Result<Step, JobFault> {
 impl Executor for Operations {
     async fn run(&self, step: &PlannedStep, context: &StepContext) -> Result<Outcome, JobFault> {
         match parse(step)? {
-            Step::CheckVm { vm, action } => self.check_vm(vm, action).await,
+            Step::CheckVm { vm, action, base } => self.check_vm(vm, action, base).await,
             Step::CheckNewVm { vm } => self.check_new_vm(vm),
             Step::PutVm { record, created } => self.put_vm(*record, created, context),
             Step::SetHa { vm, enabled } => self.record_outcome(vm, |record| record.ha = enabled),

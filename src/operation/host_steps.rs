@@ -193,7 +193,7 @@ impl Operations {
         let domains = self.toolstack.list().await.map_err(fault::toolstack)?;
         let count = domains.len();
         self.look_again.notify_one();
-        Ok(Outcome::value(json!({ "domains": count })))
+        Ok(Outcome::result(json!({ "domains": count })))
     }
 
     async fn prune(&self) -> Result<Outcome> {
@@ -203,7 +203,7 @@ impl Operations {
             Some(engine) => engine.prune().await.map_err(store)?,
             None => 0,
         };
-        Ok(Outcome::value(json!({ "events": events, "jobs": jobs })))
+        Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))
     }
 
     pub(super) async fn remove_file(&self, file: &SafePath) -> Result<Outcome> {

@@ -63,15 +63,17 @@ pub fn create_vm(record: VmRecord) -> Plan {
 pub fn set_vm_config(record: VmRecord) -> Plan {
     let vm = record.id();
     let record = Box::new(record);
-    let steps =
-        vec![Step::CheckVm { vm, action: Action::Reconfigure }, Step::PutVm { record, created: false }];
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Reconfigure, base: None },
+        Step::PutVm { record, created: false },
+    ];
     Plan::new(format!("set the configuration of VM {vm}"), naming_locks(vm), steps)
 }
 
 /// Changes a VM from `old` to `new`, in the running domain too if it has one.
 pub fn configure_vm(state: VmState, old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure }];
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure, base: Some(old.mark()) }];
     if matches!(state, VmState::Running | VmState::Paused) {
         let changes = hotplugs(&old.config, &new.config);
         steps.extend(changes.into_iter().map(|change| Step::Hotplug { vm, change }));
@@ -131,7 +133,8 @@ pub fn configure_vm_ha(vm: VmId, enabled: bool) -> Plan {
 
 pub fn delete_vm(record: &VmRecord) -> Plan {
     let vm = record.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Delete }, Step::DeleteVm { vm }];
+    let check = Step::CheckVm { vm, action: Action::Delete, base: Some(record.mark()) };
+    let mut steps = vec![check, Step::DeleteVm { vm }];
     // Files go after the record: a crash in between leaves a file nobody needs, not a record without its file.
     if let Intent::Saved { file, .. } = &record.intent {
         steps.push(Step::RemoveFile { file: file.clone() });
@@ -141,12 +144,12 @@ pub fn delete_vm(record: &VmRecord) -> Plan {
 }
 
 pub fn start_vm(vm: VmId) -> Plan {
-    let steps = vec![Step::CheckVm { vm, action: Action::Start }, Step::CreateDomain { vm }];
+    let steps = vec![Step::CheckVm { vm, action: Action::Start, base: None }, Step::CreateDomain { vm }];
     Plan::new(format!("start VM {vm}"), vm_locks(vm), steps)
 }
 
 pub fn stop_vm(vm: VmId, force: bool, settings: &config::Vm) -> Plan {
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Stop }];
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Stop, base: None }];
     if !force {
         steps.push(Step::ShutdownDomain { vm, timeout_s: settings.shutdown_timeout_s, then_force: false });
     }
@@ -157,7 +160,7 @@ pub fn stop_vm(vm: VmId, force: bool, settings: &config::Vm) -> Plan {
 /// As `stop_vm`, but a guest that does not end is ended: the host goes down.
 pub fn stop_vm_for_power(vm: VmId, settings: &config::Vm) -> Plan {
     let steps = vec![
-        Step::CheckVm { vm, action: Action::Stop },
+        Step::CheckVm { vm, action: Action::Stop, base: None },
         Step::ShutdownDomain { vm, timeout_s: settings.shutdown_timeout_s, then_force: true },
         Step::DestroyDomain { vm },
     ];
@@ -167,7 +170,7 @@ pub fn stop_vm_for_power(vm: VmId, settings: &config::Vm) -> Plan {
 /// The guest gets `timeout_s` to end by itself; then its domain is ended all the same, as a reboot was asked.
 pub fn reboot_vm(vm: VmId, timeout_s: u64) -> Plan {
     let steps = vec![
-        Step::CheckVm { vm, action: Action::Reboot },
+        Step::CheckVm { vm, action: Action::Reboot, base: None },
         Step::AskReboot { vm, timeout_s },
         Step::ClearDomain { vm },
         Step::RebuildDomain { vm },
@@ -176,23 +179,27 @@ pub fn reboot_vm(vm: VmId, timeout_s: u64) -> Plan {
 }
 
 pub fn pause_vm(vm: VmId) -> Plan {
-    let steps = vec![Step::CheckVm { vm, action: Action::Pause }, Step::PauseDomain { vm }];
+    let steps = vec![Step::CheckVm { vm, action: Action::Pause, base: None }, Step::PauseDomain { vm }];
     Plan::new(format!("pause VM {vm}"), vm_locks(vm), steps)
 }
 
 pub fn unpause_vm(vm: VmId) -> Plan {
-    let steps = vec![Step::CheckVm { vm, action: Action::Unpause }, Step::UnpauseDomain { vm }];
+    let steps = vec![Step::CheckVm { vm, action: Action::Unpause, base: None }, Step::UnpauseDomain { vm }];
     Plan::new(format!("unpause VM {vm}"), vm_locks(vm), steps)
 }
 
 pub fn save_vm(vm: VmId, file: SafePath, checkpoint: bool) -> Plan {
-    let steps = vec![Step::CheckVm { vm, action: Action::Save }, Step::SaveDomain { vm, file, checkpoint }];
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Save, base: None },
+        Step::SaveDomain { vm, file, checkpoint },
+    ];
     Plan::new(format!("save VM {vm}"), vm_locks(vm), steps)
 }
 
 pub fn restore_vm(record: &VmRecord, paused: bool) -> Plan {
     let vm = record.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Restore }, Step::RestoreDomain { vm, paused }];
+    let check = Step::CheckVm { vm, action: Action::Restore, base: Some(record.mark()) };
+    let mut steps = vec![check, Step::RestoreDomain { vm, paused }];
     if let Intent::Saved { file, .. } = &record.intent {
         steps.push(Step::RemoveFile { file: file.clone() });
     }
@@ -200,17 +207,18 @@ pub fn restore_vm(record: &VmRecord, paused: bool) -> Plan {
 }
 
 pub fn sysrq_vm(vm: VmId, letter: char) -> Plan {
-    let steps = vec![Step::CheckVm { vm, action: Action::Signal }, Step::Sysrq { vm, letter }];
+    let steps = vec![Step::CheckVm { vm, action: Action::Signal, base: None }, Step::Sysrq { vm, letter }];
     Plan::new(format!("send SysRq {letter} to VM {vm}"), vm_locks(vm), steps)
 }
 
 pub fn trigger_vm(vm: VmId, trigger: Trigger, vcpu: Option<u32>) -> Plan {
-    let steps = vec![Step::CheckVm { vm, action: Action::Signal }, Step::Trigger { vm, trigger, vcpu }];
+    let steps =
+        vec![Step::CheckVm { vm, action: Action::Signal, base: None }, Step::Trigger { vm, trigger, vcpu }];
     Plan::new(format!("trigger an event in VM {vm}"), vm_locks(vm), steps)
 }
 
 pub fn send_to_guest(vm: VmId, values: Vec<(String, String)>) -> Plan {
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Signal }];
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Signal, base: None }];
     steps.extend(values.into_iter().map(|(key, value)| Step::SendToGuest { vm, key, value }));
     Plan::new(format!("send values to the guest of VM {vm}"), vm_locks(vm), steps)
 }
@@ -218,7 +226,7 @@ pub fn send_to_guest(vm: VmId, values: Vec<(String, String)>) -> Plan {
 /// `reset`: the VM is started again after a dump that ended it.
 pub fn dump_vm_core(vm: VmId, date: &str, file: SafePath, live: bool, crash: bool, reset: bool) -> Plan {
     let mut steps = vec![
-        Step::CheckVm { vm, action: Action::DumpCore },
+        Step::CheckVm { vm, action: Action::DumpCore, base: None },
         Step::DumpCore { vm, file: file.clone(), live, crash },
         Step::RecordCore { vm, date: date.to_owned(), file },
     ];

@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum Step {
     // Guards: no effect, run under the job's locks.
+    /// `base`: the record's mark when the plan was made, where the plan holds parts of the record.
     CheckVm {
         vm: VmId,
         action: Action,
+        base: Option<u32>,
     },
     CheckNewVm {
         vm: VmId,
@@ -244,7 +246,7 @@ impl Step {
 
     fn words(&self) -> (&'static str, String) {
         match self {
-            Self::CheckVm { vm, action } => {
+            Self::CheckVm { vm, action, .. } => {
                 ("check", format!("VM {vm}: may one {} it now?", action.infinitive()))
             }
             Self::CheckNewVm { vm } => ("check", format!("VM {vm}: is its id free?")),

@@ -55,8 +55,12 @@ impl Operations {
         Outcome { writes, then: Some(Box::new(move || vms.put(record))), ..Outcome::default() }
     }
 
-    pub(super) async fn check_vm(&self, id: VmId, action: Action) -> Result<Outcome> {
+    pub(super) async fn check_vm(&self, id: VmId, action: Action, base: Option<u32>) -> Result<Outcome> {
         let vm = self.vm(id)?;
+        if base.is_some_and(|base| base != vm.record.mark()) {
+            let text = format!("VM {id} was changed by another job meanwhile; nothing was done, ask again");
+            return Err(JobFault::refusal("CONFLICT", text));
+        }
         let domain = self.domain(id).await?;
         let state = state_of(&vm.record.intent, domain.as_ref());
         allowed(state, action).map_err(|refusal| JobFault::refusal("VM_STATE", refusal.to_string()))?;
@@ -333,7 +337,7 @@ impl Operations {
         }
         let name = self.vm(id)?.record.config.name.clone();
         if checkpoint {
-            let mut outcome = Outcome::value(json!({ "file": file }));
+            let mut outcome = Outcome::result(json!({ "file": file }));
             let text = format!("VM {name}: checkpoint written");
             let event = Event::new("vm.checkpointed", Severity::Info, VmRecord::lock(id), text);
             event.with_job(context.job).append_to(&mut outcome.writes);
@@ -449,7 +453,7 @@ impl Operations {
             record.cores.retain(|c| c.date != core.date);
             record.cores.push(core);
         })?;
-        outcome.value = Some(json!({ "core_date": date, "file": file, "size": size.0 }));
+        outcome.result = Some(json!({ "core_date": date, "file": file, "size": size.0 }));
         Ok(outcome)
     }
 
