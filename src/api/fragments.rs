@@ -31,18 +31,17 @@ impl Fragments {
     /// The domains' elements, with secrets: for operators and admins only.
     pub(super) fn of(&self, domains: &[ObservedDomain], host_cpus: u32) -> Vec<Encoded> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let elements = domains
-            .iter()
-            .map(|domain| match kept.get_mut(&domain.info.domid) {
-                Some(kept) if kept.is_good_for(domain) => kept.encoded.clone(),
-                _ => {
-                    let new = Kept::new(domain, host_cpus);
-                    let encoded = new.encoded.clone();
-                    kept.insert(domain.info.domid, new);
-                    encoded
-                }
-            })
-            .collect();
+        let mut elements = Vec::with_capacity(domains.len());
+        for domain in domains {
+            let domid = domain.info.domid;
+            let known = kept.get_mut(&domid).and_then(|known| known.brought_up_to(domain));
+            elements.push(known.unwrap_or_else(|| {
+                let new = Kept::new(domain, host_cpus);
+                let encoded = new.encoded.clone();
+                kept.insert(domid, new);
+                encoded
+            }));
+        }
         if kept.len() > domains.len() {
             let now: std::collections::HashSet<DomId> = domains.iter().map(|d| d.info.domid).collect();
             kept.retain(|domid, _| now.contains(domid));
@@ -65,30 +64,29 @@ impl Kept {
         }
     }
 
-    /// Whether this is the domain's element, after its CPU time was brought up to date.
-    fn is_good_for(&mut self, domain: &ObservedDomain) -> bool {
+    /// The domain's element, if no more than its CPU time has changed.
+    fn brought_up_to(&mut self, domain: &ObservedDomain) -> Option<Encoded> {
         if self.generation != domain.generation {
-            return false;
+            return None;
         }
-        if self.cpu_time_ns == domain.info.cpu_time_ns {
-            return true;
-        }
-        let text = vm_show::cpu_time(&domain.info);
-        if text.len() != self.digits.len() {
-            return false;
-        }
-        let digits = self.digits.clone();
-        match Arc::get_mut(&mut self.encoded.0) {
-            Some(bytes) => bytes[digits].copy_from_slice(text.as_bytes()),
-            // An answer that has it is still under way.
-            None => {
-                let mut bytes = self.encoded.0.to_vec();
-                bytes[digits].copy_from_slice(text.as_bytes());
-                self.encoded = Encoded(bytes.into());
+        if self.cpu_time_ns != domain.info.cpu_time_ns {
+            let text = vm_show::cpu_time(&domain.info);
+            if text.len() != self.digits.len() {
+                return None;
             }
+            let digits = self.digits.clone();
+            match Arc::get_mut(&mut self.encoded.0) {
+                Some(bytes) => bytes[digits].copy_from_slice(text.as_bytes()),
+                // An answer that has it is still under way.
+                None => {
+                    let mut bytes = self.encoded.0.to_vec();
+                    bytes[digits].copy_from_slice(text.as_bytes());
+                    self.encoded = Encoded(bytes.into());
+                }
+            }
+            self.cpu_time_ns = domain.info.cpu_time_ns;
         }
-        self.cpu_time_ns = domain.info.cpu_time_ns;
-        true
+        Some(self.encoded.clone())
     }
 }
 
