@@ -39,63 +39,60 @@ fn throughput(
     ));
 }
 
-async fn open_jobs(client: &mut Client) -> usize {
+async fn locks(client: &mut Client) -> usize {
     call(client, "lock_list", &[]).await.as_array().unwrap().len()
 }
 
 async fn idle(client: &mut Client) {
-    while open_jobs(client).await > 0 {
+    while locks(client).await > 0 {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
 }
 
-/// 5,000 jobs wait for one VM; meanwhile others come that do not have to.
+/// 5,000 jobs wait for one VM; meanwhile others come that do not have to wait.
 async fn queued(clients: &mut [Client]) {
     const QUEUED: usize = 5_000;
-    const PROBES: usize = 1_000;
-    create_vm(&mut clients[0], 0).await;
-    create_vm(&mut clients[0], 1).await;
-    let on = |n: usize| {
-        [
-            text("configure_vm_ha"),
-            Value::Array(vec![text(REPO), text(vm_id(n)), Value::Bool(true)]),
-            structure([]),
-        ]
+    const PROBERS: usize = 4;
+    const PROBES: usize = 2_000;
+    for n in 0..=PROBERS {
+        create_vm(&mut clients[0], n).await;
+    }
+    let change = |n: usize| {
+        [text("configure_vm_ha"), Value::Array(vec![text(REPO), text(vm_id(n)), Value::Bool(true)])]
     };
-    // Behind a guest that is slow to start, all of them stand in line.
-    let blocker = [text("reboot_vm"), Value::Array(vec![text(REPO), text(vm_id(0))]), structure([])];
+    // Behind a guest that takes its time to reboot, all of them stand in line.
     call(&mut clients[0], "start_vm", &[text(REPO), text(vm_id(0))]).await;
-    call(&mut clients[0], "job_submit", &blocker).await;
+    let reboot = [text("reboot_vm"), Value::Array(vec![text(REPO), text(vm_id(0))])];
+    call(&mut clients[0], "job_submit", &reboot).await;
+    let first = number(&call(&mut clients[0], "job_submit", &change(0)).await);
     let started = Instant::now();
-    load(clients, QUEUED, "job_submit", &on(0)).await;
-    let waiting = open_jobs(&mut clients[0]).await;
+    load(clients, QUEUED - 1, "job_submit", &change(0)).await;
+    let waiting = locks(&mut clients[0]).await;
     say(&format!(
         "{QUEUED} jobs queued behind one VM in {:.2} s; locks held or waited for: {waiting}",
         started.elapsed().as_secs_f64()
     ));
-    let first = number(&call(&mut clients[0], "job_submit", &on(1)).await);
-    load(&mut clients[..4], PROBES, "job_submit", &on(1)).await;
-    let still = open_jobs(&mut clients[0]).await;
-    idle(&mut clients[0]).await;
-    let last = first + PROBES as i64;
-    let (mut waits, mut handovers) = (Vec::new(), Vec::new());
-    let mut previous_end = None;
-    for id in first - QUEUED as i64..=last {
-        let job = call(&mut clients[0], "job_get", &[Value::Int(id.try_into().unwrap())]).await;
-        let at = |name: &str| time(job.get(name).unwrap().as_str().unwrap());
-        if id >= first {
-            waits.push(at("started") - at("created"));
-        } else {
-            handovers.extend(previous_end.map(|end| at("started") - end));
-            previous_end = Some(at("ended"));
+    let probers = clients[..PROBERS].iter_mut().enumerate().map(|(n, client)| async move {
+        let mut waits = Vec::new();
+        for _ in 0..PROBES / PROBERS {
+            let id = call(client, "job_submit", &change(n + 1)).await;
+            let job = call(client, "job_wait", &[id, Value::Int(60)]).await;
+            waits.push(at(&job, "started") - at(&job, "created"));
         }
+        waits
+    });
+    let mut waits = futures_util::future::join_all(probers).await.concat();
+    let still = locks(&mut clients[0]).await;
+    tell("submitted to started, of jobs on other VMs meanwhile", &mut waits, "(bar: p99 at most 20 ms)");
+    say(&format!("   ({still} locks held or waited for when the last of them had ended)"));
+    idle(&mut clients[0]).await;
+    let mut handovers = Vec::new();
+    let mut previous_end = None;
+    for n in 0..QUEUED as i64 {
+        let job = call(&mut clients[0], "job_get", &[Value::Int((first + n).try_into().unwrap())]).await;
+        handovers.extend(previous_end.map(|end| at(&job, "started") - end));
+        previous_end = Some(at(&job, "ended"));
     }
-    tell(
-        "submitted to started, of jobs on another VM while they wait",
-        &mut waits,
-        "(bar: p99 at most 20 ms)",
-    );
-    say(&format!("   (locks held or waited for when the last of them was accepted: {still})"));
     tell("one job's end to the next one's start, on the VM with the queue", &mut handovers, "");
 }
 
@@ -115,7 +112,7 @@ fn number(value: &Value) -> i64 {
     value.as_i64().or(value.as_i32().map(i64::from)).unwrap()
 }
 
-/// Milliseconds of a time on the wire.
-fn time(text: &str) -> i64 {
-    text.parse::<jiff::Timestamp>().unwrap().as_millisecond()
+/// One of a job's times, in ms.
+fn at(job: &Value, name: &str) -> i64 {
+    job.get(name).unwrap().as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond()
 }
