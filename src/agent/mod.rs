@@ -15,11 +15,12 @@ use crate::config::{Overrides, Settings};
 use crate::host::{certificate, password};
 use crate::job::{Engine, Options as JobOptions, Recurring};
 use crate::model::{JobId, SafePath, Secret};
-use crate::operation::{Operations, observe, plan};
+use crate::operation::{Operations, Worlds, observe, plan};
 use crate::store::{self, FaultPoint, OpenReport, Recovered, Store};
 use crate::wire::{self, Gate, Server, ServerConfig, TlsIdentity, TlsState};
 use access::{Surroundings, gate_policy};
 use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,7 @@ pub enum StartError {
     Certificate(#[from] certificate::CertificateError),
     #[error("TLS")]
     Tls(#[from] wire::TlsError),
-    #[error("{0}")]
+    #[error(transparent)]
     Listen(#[from] wire::ListenError),
     #[error("sockets handed over by systemd")]
     Activation(#[from] wire::ActivationError),
@@ -64,7 +65,7 @@ pub enum StartError {
     Password(PathBuf, String),
     #[error("{0}")]
     World(String),
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error("a part of the start was interrupted: {0}")]
     Interrupted(#[from] tokio::task::JoinError),
@@ -86,7 +87,6 @@ struct Running {
     engine: Engine,
     server: Server,
     surroundings: Arc<Surroundings>,
-    worlds: worlds::Opened,
     stop: CancellationToken,
 }
 
@@ -94,9 +94,15 @@ struct Running {
 pub async fn run(start: Start) -> Result<(), StartError> {
     // First, so that a signal during the start stops us in order too.
     let mut signals = signals::Signals::new()?;
-    let running = tokio::select! {
-        running = launch(&start) => running?,
-        () = signals.stop() => return Ok(()),
+    let launched = tokio::select! {
+        launched = launch(&start) => launched.map(Some),
+        () = signals.stop() => Ok(None),
+    };
+    let Ok(Some(running)) = launched else {
+        if start.ephemeral_state {
+            worlds::end(&start.settings.state.dir).await;
+        }
+        return launched.map(|_| ());
     };
     let watchdog = signals::watchdog(running.store.clone(), running.stop.clone());
     signals::ready();
@@ -118,7 +124,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         let options = store_options(&settings, start.fault);
         move || store::Store::open(options)
     });
-    let first = first_password(start)?;
+    let mut first = first_password(start, &settings)?;
     let hashing = first.as_ref().map(|password| {
         let password = password.secret.clone();
         tokio::task::spawn_blocking(move || wire::hash_password(&password))
@@ -145,19 +151,25 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     ));
     let operations = Operations::load(
         opened.store.clone(),
-        worlds.drivers.clone(),
+        worlds,
         Arc::clone(&settings),
         Arc::clone(&surroundings) as _,
         state_dir,
     )
     .await?;
-    let mut shown = None;
-    if let Some(hash) = hashing
-        && (start.password_file.is_some() || !operations.has_password())
-    {
-        operations.first_password(hash.await??).await?;
-        // One from a file is known to whoever wrote the file.
-        shown = first.filter(|_| start.password_file.is_none());
+    // A made-up one is only for a host that has none: the ledger may have brought one back.
+    let wanted = start.password_file.is_some() || !operations.has_password();
+    match hashing.filter(|_| wanted) {
+        Some(hash) => keep_password(&operations, hash.await??).await?,
+        None if start.dev && !operations.has_password() => {
+            // A first start was killed before it kept one.
+            let made = random_password()?;
+            let secret = made.secret.clone();
+            let hash = tokio::task::spawn_blocking(move || wire::hash_password(&secret));
+            keep_password(&operations, hash.await??).await?;
+            first = Some(made);
+        }
+        None => first = None,
     }
     let floor = JobId(opened.report.counters.get("job").copied().unwrap_or(0));
     let engine =
@@ -176,10 +188,11 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     surroundings.serve(server.metrics());
     start_recurring(&engine, &operations, &settings);
     if start.dev {
-        greet(&server, &socket, shown, &settings);
+        // One from a file is known to whoever wrote the file.
+        greet(&server, &socket, first.filter(|_| start.password_file.is_none()), &settings);
     }
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
-    Ok(Running { store: opened.store, engine, server, surroundings, worlds, stop })
+    Ok(Running { store: opened.store, engine, server, surroundings, stop })
 }
 
 /// Made if it is missing (0700), and a path that has no surprises in it.
@@ -216,14 +229,30 @@ struct FirstPassword {
     secret: Secret,
 }
 
-/// From the file, or made up for `--dev`. A real host without a password waits for `dom0ctl password set`.
-fn first_password(start: &Start) -> Result<Option<FirstPassword>, StartError> {
+fn random_password() -> Result<FirstPassword, StartError> {
+    let secret = password::random().map_err(|e| StartError::World(e.to_string()))?;
+    Ok(FirstPassword { secret })
+}
+
+/// A store that can only be read keeps the password it has, and is served all the same.
+async fn keep_password(operations: &Operations, hash: String) -> Result<(), StartError> {
+    match operations.first_password(hash).await {
+        Err(store::StoreError::ReadOnly(why)) => {
+            tracing::warn!(why, "the given password is not taken over");
+            Ok(())
+        }
+        kept => Ok(kept?),
+    }
+}
+
+/// From the file, or made up for `--dev` when the state is new. A host that has none waits for `dom0ctl password
+/// set`.
+fn first_password(start: &Start, settings: &Settings) -> Result<Option<FirstPassword>, StartError> {
     let Some(file) = &start.password_file else {
-        if !start.dev {
+        if !start.dev || settings.state.dir.join("sled").exists() {
             return Ok(None);
         }
-        let secret = password::random().map_err(|e| StartError::World(e.to_string()))?;
-        return Ok(Some(FirstPassword { secret }));
+        return random_password().map(Some);
     };
     let wrong = |why: String| StartError::Password(file.clone(), why);
     let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
@@ -233,9 +262,9 @@ fn first_password(start: &Start) -> Result<Option<FirstPassword>, StartError> {
 }
 
 /// What the server's certificate speaks for.
-async fn names(worlds: &worlds::Opened) -> certificate::Names {
-    let hostname = worlds.drivers.machine.facts().await.map(|f| f.hostname).unwrap_or_default();
-    let links = worlds.drivers.kernel.links().await.unwrap_or_default();
+async fn names(worlds: &Worlds) -> certificate::Names {
+    let hostname = worlds.machine.facts().await.map(|f| f.hostname).unwrap_or_default();
+    let links = worlds.kernel.links().await.unwrap_or_default();
     let addresses = links.iter().filter(|l| !l.loopback).flat_map(|l| l.addresses.iter().map(|(a, _)| *a));
     certificate::Names { hostname, addresses: addresses.collect() }
 }
@@ -286,7 +315,7 @@ fn listen(
         false => activated.tcp,
     };
     let unix = match activated.unix.is_empty() {
-        true => vec![wire::bind_unix(&socket, &settings.wire.socket_group)?],
+        true => operators_socket(&socket, &settings.wire.socket_group)?,
         false => activated.unix,
     };
     let server = Server::start(ServerConfig {
@@ -299,6 +328,21 @@ fn listen(
         unix,
     })?;
     Ok((server, socket))
+}
+
+/// On a disk that takes no new file, managers are still served.
+fn operators_socket(path: &Path, group: &str) -> Result<Vec<UnixListener>, StartError> {
+    use std::io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
+    match wire::bind_unix(path, group) {
+        Ok(listener) => Ok(vec![listener]),
+        Err(wire::ListenError::Unix { path, source })
+            if matches!(source.kind(), ReadOnlyFilesystem | StorageFull) =>
+        {
+            tracing::error!(path = %path.display(), error = %source, "there is no operator's socket: its disk cannot be written");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The agent's own work, as jobs like any other.
@@ -357,7 +401,7 @@ async fn stop(start: &Start, running: Running) {
     }
     running.store.close().await;
     if start.ephemeral_state {
-        running.worlds.end().await;
+        worlds::end(&start.settings.state.dir).await;
     }
     tracing::info!("stopped");
 }

@@ -14,20 +14,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The world's socket in the state folder.
+const SOCKET: &str = "world.sock";
 /// The simulated host answers at once or never.
 const SIM_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) struct Opened {
-    pub(super) drivers: Worlds,
-    world: Handle,
-}
-
-impl Opened {
-    /// Ends the simulated world: nothing of this run is to be left.
-    pub(super) async fn end(&self) {
-        if let Err(error) = self.world.end_world().await {
-            tracing::warn!(%error, "the simulated world did not end");
-        }
+/// Ends the simulated world of a state folder, if it has one: nothing of this run is to be left.
+pub(super) async fn end(state_dir: &Path) {
+    let socket = state_dir.join(SOCKET);
+    if socket.exists()
+        && let Err(error) = Handle::remote(&socket).end_world().await
+    {
+        tracing::warn!(%error, "the simulated world did not end");
     }
 }
 
@@ -39,14 +37,14 @@ pub(super) fn check(settings: &Settings) -> Result<(), StartError> {
     }
 }
 
-pub(super) async fn open(settings: &Settings, state_dir: &Path) -> Result<Opened, StartError> {
+pub(super) async fn open(settings: &Settings, state_dir: &Path) -> Result<Worlds, StartError> {
     check(settings)?;
     let choice = &settings.world;
     let world = simulated_world(state_dir).await?;
     let sim = || world.clone();
     let limit = Duration::from_secs(settings.vm.toolstack_timeout_s);
     let toolstack: Arc<dyn Toolstack> = Arc::new(SimToolstack::new(sim(), limit));
-    let drivers = Worlds {
+    Ok(Worlds {
         toolstack,
         machine: match choice.host {
             WorldChoice::Sim => Arc::new(SimMachine::new(sim(), SIM_TIMEOUT)),
@@ -56,8 +54,7 @@ pub(super) async fn open(settings: &Settings, state_dir: &Path) -> Result<Opened
             WorldChoice::Sim => Arc::new(SimKernel::new(sim(), SIM_TIMEOUT)),
             WorldChoice::Linux => Arc::new(LinuxKernel::new()),
         },
-    };
-    Ok(Opened { drivers, world })
+    })
 }
 
 /// Real Xen is the next floor of the house; until then a real host is refused rather than half managed.
@@ -74,7 +71,7 @@ fn no_xen(choice: ToolstackChoice) -> StartError {
 /// The world's process: found again if it lives, else started from our own binary.
 async fn simulated_world(state_dir: &Path) -> Result<Handle, StartError> {
     let exe = std::env::current_exe()?;
-    let socket = state_dir.join("world.sock");
+    let socket = state_dir.join(SOCKET);
     sim::process::ensure(&socket, &exe, sim::Options::default())
         .await
         .map_err(|error| StartError::World(format!("the simulated world does not start: {error}")))

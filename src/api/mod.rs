@@ -48,8 +48,8 @@ use verb::{Kind, Origin, Verb};
 /// Figures that change without anybody's doing (CPU time) may be this old in an answer.
 const SAMPLE_AGE: Duration = Duration::from_secs(1);
 
-/// How often a change is planned again because another got in between.
-const CONFLICT_TRIES: u32 = 5;
+/// How often one call's change is planned, if others overtake it again and again.
+const PLANS: u32 = 16;
 
 pub struct Api {
     pub(crate) operations: Arc<Operations>,
@@ -187,19 +187,25 @@ impl Api {
                 tracing::info!(verb = verb.name, %caller, outcome, "signal");
                 answer
             }
-            Kind::Job(_, answer) => {
-                let mut tries = 0;
-                loop {
-                    let id = self.submit(verb, params.clone(), caller, Options::default()).await?;
-                    tries += 1;
-                    match self.finished(id).await {
-                        // Planned on what another job has changed since; nothing was done, so plan again.
-                        Err(fault) if fault.name == "CONFLICT" && tries < CONFLICT_TRIES => {}
-                        finished => return Ok(answer(&*finished?).into()),
-                    }
-                }
+            Kind::Job(_, answer) => Ok(answer(&*self.change(verb, params, caller).await?).into()),
+        }
+    }
+
+    /// Makes a change and waits for its success, no longer than the dialect's clients would.
+    ///
+    /// A job whose plan was overtaken by somebody else's change has done nothing: the plan is made anew from what
+    /// is now, as if the call had come a moment later. Each time, somebody else got on.
+    async fn change(&self, verb: &Verb, params: Vec<Value>, caller: &Caller) -> Result<Arc<JobRecord>> {
+        let end = Instant::now() + Duration::from_secs(self.operations.settings.jobs.wait_limit_s);
+        for _ in 1..PLANS {
+            let id = self.submit(verb, params.clone(), caller, Options::default()).await?;
+            match self.finished(id, end).await {
+                Err(fault) if fault.name == "CONFLICT" && Instant::now() < end => {}
+                ended => return ended,
             }
         }
+        let id = self.submit(verb, params, caller, Options::default()).await?;
+        self.finished(id, end).await
     }
 
     /// Plans a change and hands it to the engine.
@@ -228,10 +234,9 @@ impl Api {
         planner(self, &arguments, caller).await
     }
 
-    /// Waits for a job's success, no longer than the dialect's clients would.
-    async fn finished(&self, id: JobId) -> Result<Arc<JobRecord>> {
-        let limit = Duration::from_secs(self.operations.settings.jobs.wait_limit_s);
-        let record = self.engine.wait(id, limit).await?;
+    /// Waits for a job's success.
+    async fn finished(&self, id: JobId, end: Instant) -> Result<Arc<JobRecord>> {
+        let record = self.engine.wait(id, end.saturating_duration_since(Instant::now())).await?;
         let record = record.ok_or_else(|| ApiFault::new("JOB_NOT_FOUND", format!("job {id} is gone")))?;
         match record.state {
             JobState::Succeeded => Ok(record),
@@ -248,7 +253,7 @@ impl Api {
                 let text = format!(
                     "job {id} is still {} after {} s and goes on; job_wait({id}, …) waits for it",
                     record.state.as_str(),
-                    limit.as_secs()
+                    self.operations.settings.jobs.wait_limit_s
                 );
                 Err(ApiFault::new("JOB_STILL_RUNNING", text))
             }

@@ -9,7 +9,7 @@ use super::{Api, vm_show};
 use crate::job::JobRecord;
 use crate::model::{RepoId, Timestamp, VmId};
 use crate::operation::plan::{self, Plan};
-use crate::vm::{Action, Vm, VmRecord};
+use crate::vm::{Action, Vm, VmRecord, VmState};
 use crate::wire::{Answer, Caller, Role, Value};
 use crate::xen::Trigger;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -22,7 +22,7 @@ const VM: super::arguments::Param =
 #[rustfmt::skip]
 const DIALECT: &[Row] = &[
     Row::new("create_vm", &[REPO, VM, need("params", Type::Struct, "vm.cfg as a struct")], "nil", Role::Operator,
-        Kind::Job(create_vm, nil), "Creates a VM. It is off."),
+        Kind::Job(create_vm, nil), "Creates a VM. It is off. One that is off already, of the same id, name and repository, is made anew."),
     Row::new("configure_vm", &[REPO, VM, need("params", Type::Struct, "what is to change; the rest stays")], "nil", Role::Operator,
         Kind::Job(configure_vm, nil), "Changes a VM; a running one by plugging and unplugging.").on_vm(Action::Configure),
     Row::new("unconfigure_vm", &[REPO, VM, need("params", Type::Struct, "disk and vif entries to take away, as get_vm_config shows them")], "nil", Role::Operator,
@@ -87,11 +87,14 @@ fn ids(arguments: &Arguments) -> Result<(RepoId, VmId)> {
     Ok((arguments.parse("repo_id")?, arguments.parse("vm_id")?))
 }
 
+fn same_repo(a: &RepoId, b: &RepoId) -> bool {
+    a.as_str().replace('-', "").eq_ignore_ascii_case(&b.as_str().replace('-', ""))
+}
+
 /// The VM that a call names. The repository is a part of its name: a VM of another one is not found.
 fn known(api: &Api, arguments: &Arguments) -> Result<Vm> {
     let (repo, vm) = ids(arguments)?;
-    let same = |a: &RepoId| a.as_str().replace('-', "").eq_ignore_ascii_case(&repo.as_str().replace('-', ""));
-    let found = api.operations.vms.get(vm).filter(|v| same(&v.record.repo));
+    let found = api.operations.vms.get(vm).filter(|v| same_repo(&v.record.repo, &repo));
     found.ok_or_else(|| {
         ApiFault::new(
             "VM_NOT_FOUND",
@@ -116,7 +119,16 @@ macro_rules! planner {
 planner!(create_vm, |api, arguments| {
     let (repo, vm) = ids(arguments)?;
     let record = form(api, "create_vm").create(repo, vm, arguments.structure("params")?, Timestamp::now())?;
-    Ok(plan::create_vm(record))
+    // CloudStack deletes a VM only when it has stopped it itself. One whose guest powered off, or whose start
+    // failed, it creates once more under the same id and name, and must be able to.
+    let old = api.operations.vms.get(vm).map(|old| old.record);
+    let old = old.filter(|old| same_repo(&old.repo, &record.repo) && old.config.name == record.config.name);
+    match old {
+        Some(old) if api.operations.fresh_state(vm).await? == VmState::Off => {
+            Ok(plan::set_vm_config(&old, record))
+        }
+        _ => Ok(plan::create_vm(record)),
+    }
 });
 
 planner!(set_vm_config, |api, arguments| {
@@ -127,7 +139,7 @@ planner!(set_vm_config, |api, arguments| {
         arguments.structure("params")?,
         old.created,
     )?;
-    Ok(plan::set_vm_config(VmRecord { intent: old.intent.clone(), cores: old.cores.clone(), ..new }))
+    Ok(plan::set_vm_config(&old, new))
 });
 
 planner!(configure_vm, |api, arguments| {

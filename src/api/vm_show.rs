@@ -142,6 +142,13 @@ pub fn config(record: &VmRecord, secrets: bool) -> Value {
     put("on_reboot", text(on_end(config.on_reboot)));
     put("on_crash", text(on_end(config.on_crash)));
     put("builder", text(if config.guest == GuestType::Hvm { "hvm" } else { "linux" }));
+    if config.guest == GuestType::Pvh {
+        // The dialect has no builder for it, and what we show must mean the same when it comes back.
+        put("type", text("pvh"));
+    }
+    if !config.cpus.is_empty() {
+        put("cpus", text(cpu_ranges(&config.cpus)));
+    }
     let (loader, args, extra) = match &config.boot {
         Boot::Pygrub { args, extra } => ("/usr/bin/pygrub", args.as_str(), extra.as_str()),
         Boot::Kernel { cmdline, .. } => ("", "", cmdline.as_str()),
@@ -160,10 +167,15 @@ pub fn config(record: &VmRecord, secrets: bool) -> Value {
         }
         Boot::Pygrub { .. } => {}
     }
-    if config.guest == GuestType::Hvm {
+    if config.guest == GuestType::Hvm || config.localtime {
+        put("localtime", Value::Bool(config.localtime));
+    }
+    if config.guest != GuestType::Pv {
         put("acpi", Value::Bool(config.acpi));
         put("apic", Value::Bool(config.apic));
         put("pae", Value::Bool(config.pae));
+    }
+    if config.guest == GuestType::Hvm {
         put("usbdevice", text(if config.usb_tablet { "tablet" } else { "" }));
         put("serial", text(if config.serial_pty { "pty" } else { "" }));
     }
@@ -171,6 +183,16 @@ pub fn config(record: &VmRecord, secrets: bool) -> Value {
         put("tsc_mode", text(tsc(config.tsc_mode)));
     }
     Value::Struct(map)
+}
+
+/// `0-3,5` for sorted CPU numbers.
+fn cpu_ranges(cpus: &[u32]) -> String {
+    let ranges = cpus.chunk_by(|a, b| a + 1 == *b);
+    let range = |range: &[u32]| match range {
+        [first, .., last] => format!("{first}-{last}"),
+        single => single.iter().map(u32::to_string).collect(),
+    };
+    ranges.map(range).collect::<Vec<_>>().join(",")
 }
 
 fn tsc(mode: TscMode) -> &'static str {

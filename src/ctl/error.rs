@@ -116,7 +116,9 @@ fn name_of(text: &str) -> &str {
 fn exit_of(name: &str) -> Exit {
     match name {
         "UNKNOWN_VERB" | "INVALID_PARAMETER" => Exit::Usage,
-        "VM_EXISTS" | "VM_STATE" | "LOCKED" | "QUEUE_FULL" | "IDEMPOTENCY_CONFLICT" => Exit::Conflict,
+        "VM_EXISTS" | "VM_STATE" | "LOCKED" | "CONFLICT" | "QUEUE_FULL" | "IDEMPOTENCY_CONFLICT" => {
+            Exit::Conflict
+        }
         "JOB_DEADLINE" | "JOB_STILL_RUNNING" | "TOOLSTACK_TIMEOUT" => Exit::TimedOut,
         "REFUSED_UNSAFE" => Exit::Unsafe,
         // The daemon ends and takes no more: the same to a script as one that has ended.
@@ -157,6 +159,7 @@ mod tests {
             ("VM_EXISTS", Exit::Conflict),
             ("VM_STATE", Exit::Conflict),
             ("LOCKED", Exit::Conflict),
+            ("CONFLICT", Exit::Conflict),
             ("QUEUE_FULL", Exit::Conflict),
             ("IDEMPOTENCY_CONFLICT", Exit::Conflict),
             ("JOB_DEADLINE", Exit::TimedOut),

@@ -107,6 +107,14 @@ pub fn ensure(dir: &Path, names: &Names, now: Timestamp) -> Result<ServerCertifi
                 return Ok(server);
             }
             tracing::info!(?missing, not_after = %server.info.not_after, "the server's certificate is renewed");
+            return make_server(dir, &ca, names, now).or_else(|error| match error {
+                // The old one still serves, and a disk that cannot be written is no reason not to.
+                CertificateError::Io { .. } => {
+                    tracing::error!(%error, "the server's certificate cannot be renewed; the old one is served");
+                    Ok(server)
+                }
+                error => Err(error),
+            });
         }
         Ok(None) => {}
         Err(why) => {
@@ -271,6 +279,10 @@ fn short(hostname: &str) -> &str {
 
 fn make_folder(dir: &Path) -> Result<()> {
     let io = |error| CertificateError::Io { path: dir.to_path_buf(), error };
+    // A folder that is as it should be is left alone: it may lie on a disk that can only be read.
+    if std::fs::metadata(dir).is_ok_and(|m| m.is_dir() && m.permissions().mode() & 0o7777 == 0o700) {
+        return Ok(());
+    }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(io)
 }

@@ -1,59 +1,28 @@
-//! The engine: acceptance, locks, the table of open jobs, cancel, wait, recovery, pruning. What happens inside
+//! The engine: locks, the table of open jobs, cancel, wait, recovery, pruning. What happens inside
 //! a running job is in `run`.
 //!
 //! Every change of the lock table and the table of open jobs happens under one mutex that is never held across
 //! an await.
 
-use super::lock::{LockTable, LockView, covers};
-use super::record::{
-    CancelRecord, JOBS, JobRecord, JobState, KEYS, PLANS, StepRecord, StepState, StoredKey, StoredPlan,
-};
+use super::Executor;
+use super::accept::KEY_STRIPES;
+use super::lock::{LockTable, LockView};
+use super::record::{CancelRecord, JOBS, JobRecord, JobState, PLANS, StoredPlan};
 use super::recurring::RecurringTable;
-use super::{Executor, Submission};
 use crate::config;
 use crate::model::{JobId, Timestamp};
-use crate::store::{Key, Range, Store, StoreError, Table, Txn};
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use crate::store::{Range, Store, StoreError, Table, Txn};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Cancels that were asked for and not yet carried out: durable, so that an answered `job_cancel` survives a
 /// crash. A row goes with its job's terminal state.
 pub(super) const CANCELS: Table<CancelRecord> = Table::new("job_cancel", 1);
-
-/// Submissions with a key take one of these, so that two with the same key cannot both be new.
-const KEY_STRIPES: usize = 64;
-
-/// Why a job was not accepted. Nothing was written.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    #[error("{open} jobs are open, as many as the settings allow (jobs.max_open)")]
-    QueueFull { open: usize },
-    #[error("the key was used for another request, job {job}")]
-    IdempotencyConflict { job: JobId },
-    #[error("the parent job {0} is not running")]
-    NoParent(JobId),
-    #[error("the parent's locks do not cover {0}")]
-    NotCovered(String),
-    #[error("the daemon is stopping")]
-    Stopping,
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// What `job_list` asks for. Newest first.
-#[derive(Debug, Clone, Default)]
-pub struct Listing {
-    pub state: Option<JobState>,
-    pub verb: Option<String>,
-    /// Only jobs with a lock on this object.
-    pub object: Option<String>,
-    /// Only jobs before this one.
-    pub before: Option<JobId>,
-    pub limit: usize,
-}
 
 #[derive(Clone)]
 pub struct Engine(pub(super) Arc<Inner>);
@@ -64,51 +33,81 @@ pub(super) struct Inner {
     pub(super) settings: config::Jobs,
     pub(super) recurring: RecurringTable,
     state: Mutex<State>,
-    keys: Vec<tokio::sync::Mutex<()>>,
+    pub(super) keys: Vec<tokio::sync::Mutex<()>>,
     /// Told when the daemon stops: runners stop between steps, and what is in doubt is resumed at the next start.
     pub(super) halt: CancellationToken,
+    /// A queued job's deadline is now the first.
+    sooner: Arc<Notify>,
 }
 
-struct State {
-    next: JobId,
-    accepting: bool,
+pub(super) struct State {
+    pub(super) next: JobId,
+    pub(super) accepting: bool,
     /// Accepted or about to be.
-    reserved: usize,
-    open: HashMap<JobId, Arc<OpenJob>>,
+    pub(super) reserved: usize,
+    pub(super) open: HashMap<JobId, Arc<OpenJob>>,
     locks: LockTable,
     /// Hold their locks and wait for one of `max_running` places.
     ready: VecDeque<JobId>,
     running: usize,
+    /// When to end those that still wait. Whoever starts leaves it.
+    deadlines: BTreeSet<(Instant, JobId)>,
 }
 
 pub(super) struct OpenJob {
     pub(super) record: watch::Sender<Arc<JobRecord>>,
     pub(super) cancel: CancellationToken,
-    pub(super) cancelled_by: Mutex<Option<CancelRecord>>,
+    pub(super) asked: Mutex<Asked>,
     pub(super) plan: Mutex<Option<StoredPlan>>,
     pub(super) essential: bool,
+    /// On tokio's clock, which no step of the machine's clock moves.
+    pub(super) deadline: Instant,
     /// Runs under its parent's locks and in its parent's place.
-    child: bool,
-    started: std::sync::atomic::AtomicBool,
+    parent: Option<JobId>,
+    pub(super) family: watch::Sender<Family>,
+    pub(super) started: AtomicBool,
+}
+
+/// Whether a job's end was asked for.
+#[derive(Default)]
+pub(super) struct Asked {
+    pub(super) by: Option<CancelRecord>,
+    /// The terminal record is being written: a cancel comes too late.
+    pub(super) ending: bool,
+}
+
+/// A job's children that run under its locks: it does not let go of them before the last has ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Family {
+    pub(super) open: usize,
+    /// No more are taken.
+    pub(super) closed: bool,
 }
 
 impl OpenJob {
-    fn new(record: JobRecord, plan: StoredPlan) -> Self {
+    pub(super) fn new(record: JobRecord, plan: StoredPlan, deadline: Instant) -> Self {
         Self {
-            child: record.parent.is_some(),
+            parent: record.parent,
             essential: plan.essential,
             plan: Mutex::new(Some(plan)),
+            deadline,
             record: watch::Sender::new(Arc::new(record)),
             cancel: CancellationToken::new(),
-            cancelled_by: Mutex::new(None),
-            started: false.into(),
+            asked: Mutex::default(),
+            family: watch::Sender::new(Family::default()),
+            started: AtomicBool::new(false),
         }
+    }
+
+    /// Whether nothing of it was done yet, in this life or an earlier one, so that it can end without its locks.
+    fn is_untouched(&self) -> bool {
+        self.record.borrow().state == JobState::Queued
     }
 }
 
 /// A poisoned mutex means a panic in the few lines below that hold it; the table may be half changed, so going
 /// on would risk two jobs on one object.
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -130,6 +129,7 @@ impl Engine {
             locks: LockTable::default(),
             ready: VecDeque::new(),
             running: 0,
+            deadlines: BTreeSet::new(),
         };
         let engine = Self(Arc::new(Inner {
             store,
@@ -139,12 +139,14 @@ impl Engine {
             state: Mutex::new(state),
             keys: (0..KEY_STRIPES).map(|_| tokio::sync::Mutex::new(())).collect(),
             halt: CancellationToken::new(),
+            sooner: Arc::new(Notify::new()),
         }));
         engine.load_open().await?;
+        tokio::spawn(watch_deadlines(Arc::downgrade(&engine.0), Arc::clone(&engine.0.sooner)));
         Ok(engine)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         guard(&self.0.state)
     }
 
@@ -156,37 +158,65 @@ impl Engine {
             let Some(record) = self.0.store.get(&JOBS, &id).await? else {
                 return Err(StoreError::Damaged(format!("job {id} has a plan and no record")));
             };
-            let open = OpenJob::new(record, plan);
-            if let Some(cancel) = self.0.store.get(&CANCELS, &id).await? {
-                *guard(&open.cancelled_by) = Some(cancel);
-                open.cancel.cancel();
-            }
-            jobs.push((id, Arc::new(open)));
+            let left = Duration::from_millis(record.deadline.0.saturating_sub(Timestamp::now().0));
+            jobs.push((id, Arc::new(OpenJob::new(record, plan, Instant::now() + left))));
         }
-        let mut state = self.state();
-        for (id, open) in jobs {
-            state.reserved += 1;
-            state.open.insert(id, open);
+        {
+            let mut state = self.state();
+            for (id, open) in &jobs {
+                state.reserved += 1;
+                state.open.insert(*id, Arc::clone(open));
+            }
+        }
+        for (id, open) in &jobs {
+            if let Some(parent) = open.parent {
+                self.family_of(parent, |family| family.open += 1);
+                self.note_child(parent, *id);
+            }
+        }
+        self.load_cancels().await
+    }
+
+    /// Cancels that were answered and not carried out. One whose job has ended meanwhile came too late.
+    async fn load_cancels(&self) -> Result<(), StoreError> {
+        let mut late = Txn::essential();
+        for (key, request) in self.0.store.scan(&CANCELS, Range::all()).await? {
+            let id = JobId(number(&key));
+            match self.find_open(id) {
+                Some(open) => {
+                    guard(&open.asked).by = Some(request);
+                    open.cancel.cancel();
+                }
+                None => late.delete(&CANCELS, &id),
+            }
+        }
+        if !late.is_empty()
+            && let Err(error) = self.0.store.commit(late).await
+        {
+            // Nothing is wrong with them but that they take room.
+            tracing::warn!(%error, "cancels that came too late were not deleted");
         }
         Ok(())
     }
 
-    /// Lets the jobs of an earlier life go on, in their old order. Answers how many there are.
+    /// Lets the jobs of an earlier life go on. Answers how many there are.
+    ///
+    /// Those that had begun come first: they held their locks together when that life ended, and nobody may get
+    /// in between. The rest follow in their old order.
     pub fn resume(&self) -> usize {
-        // Those that ran held their locks: they come first. Ids alone would not do, since a job may be on disk,
-        // and run, before one with a lower id is.
-        let queued = |open: &OpenJob| open.record.borrow().state == JobState::Queued;
-        let mut jobs: Vec<(bool, JobId)> =
-            self.state().open.iter().map(|(id, open)| (queued(open), *id)).collect();
-        jobs.sort_unstable();
-        let ids: Vec<JobId> = jobs.into_iter().map(|(_, id)| id).collect();
-        for id in &ids {
-            // A child is found again by its parent, which runs it under its own locks; it starts with it.
-            let Some(open) = self.find_open(*id) else { continue };
-            self.enter(*id, &open);
+        let mut jobs: Vec<(bool, JobId, Arc<OpenJob>)> = {
+            let state = self.state();
+            state.open.iter().map(|(id, open)| (open.is_untouched(), *id, Arc::clone(open))).collect()
+        };
+        jobs.sort_unstable_by_key(|(untouched, id, _)| (*untouched, *id));
+        for (_, id, open) in &jobs {
+            self.enter(*id, open);
+            if guard(&open.asked).by.is_some() {
+                self.end_waiting(*id, open);
+            }
         }
         self.schedule();
-        ids.len()
+        jobs.len()
     }
 
     pub fn open_jobs(&self) -> usize {
@@ -197,127 +227,29 @@ impl Engine {
         self.state().open.get(&id).cloned()
     }
 
-    /// Accepts a job: when this returns, it is on disk and will reach a terminal state. With a known
-    /// idempotency key it answers the job that has it.
-    pub async fn submit(&self, submission: Submission) -> Result<JobId, SubmitError> {
-        // In a task of its own: a caller that hangs up in the middle must not leave a job on disk that nobody runs.
-        let engine = self.clone();
-        tokio::spawn(async move { engine.accept(submission).await })
-            .await
-            .unwrap_or(Err(SubmitError::Stopping))
-    }
-
-    async fn accept(&self, submission: Submission) -> Result<JobId, SubmitError> {
-        let digest = digest(&submission);
-        let _stripe = match &submission.options.idempotency_key {
-            None => None,
-            Some(key) => {
-                let stripe = crc32c::crc32c(key.as_bytes()) as usize % KEY_STRIPES;
-                let held = self.0.keys[stripe].lock().await;
-                if let Some(known) = self.0.store.get(&KEYS, key.as_str()).await? {
-                    if known.digest == digest {
-                        return Ok(known.job);
-                    }
-                    return Err(SubmitError::IdempotencyConflict { job: known.job });
-                }
-                Some(held)
-            }
-        };
-        let id = self.reserve(&submission)?;
-        let (record, plan) = self.first_record(id, submission);
-        let mut txn = if plan.essential { Txn::essential() } else { Txn::new() };
-        txn.put(&JOBS, &id, &record);
-        txn.put(&PLANS, &id, &plan);
-        if let Some(key) = &record.idempotency_key {
-            txn.put(&KEYS, key.as_str(), &StoredKey { job: id, digest });
-        }
-        if let Err(error) = self.0.store.commit(txn).await {
-            self.state().reserved -= 1;
-            return Err(error.into());
-        }
-        let parent = record.parent;
-        let open = Arc::new(OpenJob::new(record, plan));
-        self.state().open.insert(id, Arc::clone(&open));
-        if let Some(parent) = parent {
-            self.note_child(parent, id);
-        }
-        self.enter(id, &open);
-        self.schedule();
-        Ok(id)
-    }
-
-    fn reserve(&self, submission: &Submission) -> Result<JobId, SubmitError> {
-        let mut state = self.state();
-        if !state.accepting {
-            return Err(SubmitError::Stopping);
-        }
-        if let Some(parent) = submission.options.parent {
-            let Some(parent_job) = state.open.get(&parent) else { return Err(SubmitError::NoParent(parent)) };
-            let held = parent_job.record.borrow().locks.clone();
-            if let Some(want) = submission.locks.iter().find(|want| !covers(&held, want)) {
-                return Err(SubmitError::NotCovered(want.object.clone()));
-            }
-        }
-        if state.reserved >= self.0.settings.max_open && !submission.options.essential {
-            return Err(SubmitError::QueueFull { open: state.reserved });
-        }
-        state.reserved += 1;
-        let id = state.next;
-        state.next = JobId(id.0 + 1);
-        Ok(id)
-    }
-
-    fn first_record(&self, id: JobId, submission: Submission) -> (JobRecord, StoredPlan) {
-        let now = Timestamp::now();
-        let default = Duration::from_secs(self.0.settings.default_deadline_s);
-        let deadline = submission.options.deadline.unwrap_or(default);
-        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let steps = submission.steps.iter().map(|s| StepRecord {
-            name: s.name.clone(),
-            about: s.about.clone(),
-            state: StepState::Pending,
-            started: None,
-            ended: None,
-            error: None,
-        });
-        let record = JobRecord {
-            id,
-            verb: submission.verb,
-            about: submission.about,
-            caller: submission.caller,
-            params: submission.params,
-            locks: submission.locks,
-            state: JobState::Queued,
-            steps: steps.collect(),
-            created: now,
-            started: None,
-            ended: None,
-            deadline: Timestamp(now.0.saturating_add(deadline_ms)),
-            parent: submission.options.parent,
-            children: Vec::new(),
-            idempotency_key: submission.options.idempotency_key,
-            recurring: submission.options.recurring,
-            cancel: None,
-            fault: None,
-            result: None,
-            progress: 0,
-        };
-        let outcomes = vec![None; submission.steps.len()];
-        (record, StoredPlan { steps: submission.steps, outcomes, essential: submission.options.essential })
-    }
-
-    /// Into the lock queues, and if it holds all its locks, among the ready. A child runs at once.
-    fn enter(&self, id: JobId, open: &Arc<OpenJob>) {
-        if open.child {
-            open.started.store(true, std::sync::atomic::Ordering::SeqCst);
-            self.spawn_run(id, Arc::clone(open));
-            return;
-        }
+    /// Into the table of open jobs and the lock queues, and if it holds all its locks, among the ready. A child
+    /// runs at once. All in one moment: a cancel finds the job either not yet or in its queues.
+    pub(super) fn enter(&self, id: JobId, open: &Arc<OpenJob>) {
         let locks = open.record.borrow().locks.clone();
-        let mut state = self.state();
-        if state.locks.enqueue(id, &locks) {
-            state.ready.push_back(id);
+        {
+            let mut state = self.state();
+            state.open.insert(id, Arc::clone(open));
+            if open.parent.is_none() {
+                if state.locks.enqueue(id, &locks) {
+                    state.ready.push_back(id);
+                }
+                if open.is_untouched() {
+                    let entry = (open.deadline, id);
+                    state.deadlines.insert(entry);
+                    if state.deadlines.first() == Some(&entry) {
+                        self.0.sooner.notify_one();
+                    }
+                }
+                return;
+            }
+            open.started.store(true, Ordering::SeqCst);
         }
+        self.spawn_run(id, Arc::clone(open));
     }
 
     /// Starts ready jobs while there are places.
@@ -330,7 +262,8 @@ impl Engine {
                 }
                 let Some(id) = state.ready.pop_front() else { return };
                 let Some(open) = state.open.get(&id).cloned() else { continue };
-                open.started.store(true, std::sync::atomic::Ordering::SeqCst);
+                open.started.store(true, Ordering::SeqCst);
+                state.deadlines.remove(&(open.deadline, id));
                 state.running += 1;
                 (id, open)
             };
@@ -351,9 +284,12 @@ impl Engine {
             state.ready.extend(granted);
             state.open.remove(&id);
             state.reserved -= 1;
-            if !open.child && open.started.load(std::sync::atomic::Ordering::SeqCst) {
+            if open.parent.is_none() {
                 state.running -= 1;
             }
+        }
+        if let Some(parent) = open.parent {
+            self.family_of(parent, |family| family.open -= 1);
         }
         open.record.send_replace(Arc::new(last));
         self.schedule();
@@ -367,38 +303,43 @@ impl Engine {
         let mut txn = Txn::essential();
         txn.put(&CANCELS, &id, &request);
         self.0.store.commit(txn).await?;
-        guard(&open.cancelled_by).get_or_insert(request);
-        open.cancel.cancel();
-        match self.take_unstarted(id, &open) {
-            Cancelled::Started => Ok(true),
-            Cancelled::Unstarted => {
-                self.spawn_run(id, open);
-                self.schedule();
-                Ok(true)
+        let in_time = {
+            let mut asked = guard(&open.asked);
+            if !asked.ending {
+                asked.by.get_or_insert(request);
             }
-            Cancelled::Gone => {
-                let mut txn = Txn::essential();
-                txn.delete(&CANCELS, &id);
-                self.0.store.commit(txn).await?;
-                Ok(false)
-            }
+            !asked.ending
+        };
+        if !in_time {
+            let mut txn = Txn::essential();
+            txn.delete(&CANCELS, &id);
+            self.0.store.commit(txn).await?;
+            return Ok(false);
         }
+        open.cancel.cancel();
+        self.end_waiting(id, &open);
+        Ok(true)
     }
 
-    /// A job that waits is taken out of its queues, so that its run, which only ends it, waits for nothing.
-    fn take_unstarted(&self, id: JobId, open: &OpenJob) -> Cancelled {
-        let mut state = self.state();
-        if !state.open.contains_key(&id) {
-            return Cancelled::Gone;
+    /// A job that waits and has done nothing is taken out of its queues: its run, which only ends it, waits for
+    /// nothing. One that an earlier life had begun needs its locks to take back what it did.
+    pub(super) fn end_waiting(&self, id: JobId, open: &Arc<OpenJob>) {
+        {
+            let mut state = self.state();
+            if !state.open.contains_key(&id)
+                || !open.is_untouched()
+                || open.started.swap(true, Ordering::SeqCst)
+            {
+                return;
+            }
+            state.ready.retain(|j| *j != id);
+            state.deadlines.remove(&(open.deadline, id));
+            let granted = state.locks.release(id);
+            state.ready.extend(granted);
+            state.running += 1;
         }
-        if open.started.swap(true, std::sync::atomic::Ordering::SeqCst) {
-            return Cancelled::Started;
-        }
-        state.ready.retain(|j| *j != id);
-        let granted = state.locks.release(id);
-        state.ready.extend(granted);
-        state.running += 1;
-        Cancelled::Unstarted
+        self.spawn_run(id, Arc::clone(open));
+        self.schedule();
     }
 
     /// A job's record: live if it is open, else from history.
@@ -425,27 +366,6 @@ impl Engine {
             }
         }
         self.get(id).await
-    }
-
-    /// Jobs, newest first. At most `limit`; looks through at most the whole history.
-    pub async fn list(&self, listing: &Listing) -> Result<Vec<Arc<JobRecord>>, StoreError> {
-        let mut found = Vec::new();
-        let mut before = listing.before.unwrap_or(JobId(u64::MAX));
-        loop {
-            let page = self.0.store.scan(&JOBS, Range::before(before.bytes()).reversed().limit(256)).await?;
-            let Some((last, _)) = page.last() else { return Ok(found) };
-            before = JobId(number(last));
-            for (key, stored) in page {
-                let live = self.find_open(JobId(number(&key))).map(|o| Arc::clone(&o.record.borrow()));
-                let record = live.unwrap_or_else(|| Arc::new(stored));
-                if matches(listing, &record) {
-                    found.push(record);
-                    if found.len() >= listing.limit {
-                        return Ok(found);
-                    }
-                }
-            }
-        }
     }
 
     /// Ends when the daemon has begun to stop.
@@ -479,7 +399,7 @@ impl Engine {
         };
         let progress = super::run::progress(&weights, step, percent);
         open.record.send_if_modified(|record| {
-            let changed = record.progress != progress && !record.state.is_terminal();
+            let changed = record.progress < progress && record.state == JobState::Running;
             if changed {
                 Arc::make_mut(record).progress = progress;
             }
@@ -487,10 +407,27 @@ impl Engine {
         });
     }
 
-    fn note_child(&self, parent: JobId, child: JobId) {
+    pub(super) fn note_child(&self, parent: JobId, child: JobId) {
+        let Some(open) = self.find_open(parent) else { return };
+        open.record.send_if_modified(|record| {
+            let new = !record.children.contains(&child);
+            if new {
+                Arc::make_mut(record).children.push(child);
+            }
+            new
+        });
+    }
+
+    pub(super) fn family_of(&self, parent: JobId, change: impl FnOnce(&mut Family)) {
         if let Some(open) = self.find_open(parent) {
-            open.record.send_modify(|record| Arc::make_mut(record).children.push(child));
+            open.family.send_modify(change);
         }
+    }
+
+    /// No child is taken from now on.
+    pub(super) fn close_family(&self, open: &OpenJob) {
+        let _state = self.state();
+        open.family.send_modify(|family| family.closed = true);
     }
 
     /// No new jobs; running ones stop after their step. Waits until none runs, at most `timeout`. What is then
@@ -508,66 +445,38 @@ impl Engine {
 
     /// A runner that stopped because the daemon stops.
     pub(super) fn parked(&self, open: &OpenJob) {
-        if !open.child {
+        if open.parent.is_none() {
             self.state().running -= 1;
         }
     }
+}
 
-    /// Deletes ended jobs beyond the bound of history, oldest first, with their keys. Answers how many.
-    pub async fn prune(&self) -> Result<usize, StoreError> {
-        const PAGE: usize = 256;
-        let keep = self.0.settings.history as u64;
-        let Some(last) = self.0.store.last_key(JOBS.name).await? else { return Ok(0) };
-        let floor = number(&last).saturating_sub(keep);
-        let mut from = 0;
-        let mut gone = 0;
-        loop {
-            let page = self.0.store.scan(&JOBS, below(from, floor + 1).limit(PAGE)).await?;
-            let Some((key, _)) = page.last() else { return Ok(gone) };
-            from = number(key) + 1;
-            let mut txn = Txn::essential();
-            for (key, record) in page {
-                let id = JobId(number(&key));
-                if !record.state.is_terminal() || self.find_open(id).is_some() {
-                    continue;
-                }
-                gone += 1;
-                txn.delete(&JOBS, &id);
-                if let Some(key) = &record.idempotency_key {
-                    txn.delete(&KEYS, key.as_str());
-                }
+/// Ends jobs whose deadline passes while they wait.
+async fn watch_deadlines(inner: Weak<Inner>, sooner: Arc<Notify>) {
+    loop {
+        let (first, halt) = {
+            let Some(inner) = inner.upgrade() else { return };
+            let first = guard(&inner.state).deadlines.first().copied();
+            (first, inner.halt.clone())
+        };
+        let passed = async {
+            match first {
+                Some((at, _)) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
             }
-            if !txn.is_empty() {
-                self.0.store.commit(txn).await?;
-            }
-            // Other commits go between the pages.
-            tokio::task::yield_now().await;
+        };
+        tokio::select! {
+            () = passed => {}
+            () = sooner.notified() => continue,
+            () = halt.cancelled() => return,
+        }
+        let (Some(inner), Some((at, id))) = (inner.upgrade(), first) else { return };
+        let engine = Engine(inner);
+        engine.state().deadlines.remove(&(at, id));
+        if let Some(open) = engine.find_open(id) {
+            engine.end_waiting(id, &open);
         }
     }
-}
-
-/// How far a job was when its cancel came.
-enum Cancelled {
-    Gone,
-    Started,
-    Unstarted,
-}
-
-fn matches(listing: &Listing, record: &JobRecord) -> bool {
-    listing.state.is_none_or(|s| s == record.state)
-        && listing.verb.as_ref().is_none_or(|v| *v == record.verb)
-        && listing.object.as_ref().is_none_or(|o| record.locks.iter().any(|l| l.object == *o))
-}
-
-/// What an idempotency key stands for: the verb and its parameters as kept.
-fn digest(submission: &Submission) -> u32 {
-    let text = format!("{} {}", submission.verb, submission.params);
-    crc32c::crc32c(text.as_bytes())
-}
-
-/// The jobs from `from` to before `end`.
-fn below(from: u64, end: u64) -> Range {
-    Range { from: std::ops::Bound::Included(from.bytes()), ..Range::before(end.bytes()) }
 }
 
 /// The number a key of eight big-endian bytes stands for; 0 for any other key, which our tables do not have.

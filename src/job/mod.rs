@@ -23,13 +23,19 @@
 //! What it does not do: it never retries a step by itself, except that a step in doubt after a crash is run
 //! again if its plan says so ([`Resume::Redo`]).
 
+mod accept;
 mod engine;
+mod history;
 mod lock;
 mod record;
 mod recurring;
 mod run;
+#[cfg(test)]
+mod tests;
 
-pub use engine::{Engine, Listing, SubmitError};
+pub use accept::SubmitError;
+pub use engine::Engine;
+pub use history::Listing;
 pub use lock::{LockState, LockTable, LockView, LockWant, Mode};
 pub use record::{CancelRecord, JobFault, JobRecord, JobState, StepRecord, StepState};
 pub use recurring::Recurring;
@@ -156,6 +162,8 @@ impl StepContext {
             .await
             .map_err(|e| JobFault::new("CHILD_REFUSED", e.to_string()))?;
         let mut asked = false;
+        // One that ended before a crash is found again and not open any more, so nobody else notes it.
+        self.engine.note_child(self.job, id);
         loop {
             let waited = tokio::select! {
                 waited = self.engine.wait(id, Duration::from_secs(3600)) => waited,
@@ -170,8 +178,8 @@ impl StepContext {
             };
             match waited {
                 Ok(Some(record)) if record.state.is_terminal() => return Ok(record),
-                // The daemon stops, and this step with it; both are found again at the next start.
-                Ok(Some(_)) if self.engine.is_stopping() => std::future::pending::<()>().await,
+                // The daemon stops: the child goes on after the restart, and so does this step, which is dropped now.
+                Ok(Some(_)) if self.engine.is_stopping() => std::future::pending().await,
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(JobFault::new("JOB_NOT_FOUND", format!("child job {id} is gone"))),
                 Err(error) => return Err(JobFault::new("STORE", error.to_string())),

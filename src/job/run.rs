@@ -4,7 +4,7 @@
 //! gone is tried again for as long as the daemon lives: an effect whose outcome cannot be written is worse than
 //! a job that holds its locks, visibly.
 
-use super::engine::{CANCELS, Engine, OpenJob};
+use super::engine::{CANCELS, Engine, OpenJob, guard};
 use super::record::{
     CancelRecord, JOBS, JobFault, JobRecord, JobState, PLANS, StepRecord, StepState, StoredPlan,
 };
@@ -41,13 +41,12 @@ pub(super) async fn run(engine: Engine, id: JobId, open: Arc<OpenJob>) {
     let plan = open.plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let Some(plan) = plan else { return };
     let record = JobRecord::clone(&open.record.borrow());
-    let left = Duration::from_millis(record.deadline.0.saturating_sub(Timestamp::now().0));
     let in_doubt = record.steps.iter().position(|s| s.state == StepState::Intended);
     let mut pending = Txn::new();
     if open.essential {
         pending.set_importance(Importance::Essential);
     }
-    let deadline = Instant::now() + left;
+    let deadline = open.deadline;
     let mut run = Run { engine, open, record, plan, pending, then: Vec::new(), deadline, in_doubt };
     tracing::debug!(job = %id, verb = run.record.verb, "job runs");
     if run.through().await.is_err() {
@@ -62,11 +61,11 @@ impl Run {
             JobState::Undoing => self.record.fault.clone(),
             _ => self.forward().await?,
         };
+        self.end_children(fault.is_some()).await?;
         match fault {
             None => self.end(JobState::Succeeded).await,
             Some(fault) => {
                 self.record.fault = Some(fault);
-                self.end_children().await?;
                 self.backward().await?;
                 let cancelled = self.record.fault.as_ref().is_some_and(|f| f.name == "CANCELLED");
                 self.end(if cancelled { JobState::Cancelled } else { JobState::Failed }).await
@@ -74,25 +73,40 @@ impl Run {
         }
     }
 
-    /// Children work under our locks: none may outlive the step that waits for it.
-    async fn end_children(&mut self) -> Result<(), Parked> {
-        let children = self.open.record.borrow().children.clone();
-        for child in children {
-            while self.engine.find_open(child).is_some() {
-                if self.engine.0.halt.is_cancelled() {
-                    return Err(Parked);
+    /// Children run under our locks, so none may outlive us. If we failed they are called off.
+    async fn end_children(&mut self, call_off: bool) -> Result<(), Parked> {
+        self.engine.close_family(&self.open);
+        let mut family = self.open.family.subscribe();
+        let by = format!("job {}", self.record.id);
+        loop {
+            if family.borrow_and_update().open == 0 {
+                return Ok(());
+            }
+            let children = self.open.record.borrow().children.clone();
+            for child in children.iter().filter(|_| call_off) {
+                let called_off = |open: &Arc<OpenJob>| guard(&open.asked).by.is_some();
+                if self.engine.find_open(*child).is_some_and(|open| !called_off(&open))
+                    && let Err(error) = self.engine.cancel(*child, &by).await
+                {
+                    tracing::warn!(job = %self.record.id, %child, %error, "a child was not called off");
                 }
-                if let Err(error) = self.engine.cancel(child, &format!("job {}", self.record.id)).await {
-                    tracing::warn!(job = %self.record.id, %child, %error, "a child cannot be cancelled yet");
-                }
-                let _ = self.engine.wait(child, Duration::from_secs(1)).await;
+            }
+            tokio::select! {
+                _ = family.changed() => {}
+                // One that was being accepted is among the children only a moment later.
+                () = tokio::time::sleep(CHILDREN_RECHECK) => {}
+                () = self.engine.stopping() => return Err(Parked),
             }
         }
-        Ok(())
     }
 
     /// Runs the steps that are not done. `Some`: why it stopped.
     async fn forward(&mut self) -> Result<Option<JobFault>, Parked> {
+        if self.record.state == JobState::Queued
+            && let Some(fault) = self.called_off()
+        {
+            return Ok(Some(fault));
+        }
         self.record.state = JobState::Running;
         self.record.started.get_or_insert(Timestamp::now());
         if let Some(step) = self.in_doubt
@@ -109,6 +123,10 @@ impl Run {
                 return Ok(Some(fault));
             }
             if self.engine.0.halt.is_cancelled() {
+                if step > 0 {
+                    // What the step before did is known; it need not be found out again.
+                    self.commit(true).await?;
+                }
                 return Err(Parked);
             }
             self.record.steps[step].started = Some(Timestamp::now());
@@ -153,7 +171,7 @@ impl Run {
         self.pending.merge(outcome.writes);
         self.then.extend(outcome.then);
         let weights: Vec<u32> = self.plan.steps.iter().map(|s| s.weight).collect();
-        self.record.progress = progress(&weights, step, 100);
+        self.record.progress = self.record.progress.max(progress(&weights, step, 100));
     }
 
     /// Whether the job should end before its next step, and why.
@@ -169,7 +187,7 @@ impl Run {
     }
 
     fn cancel_request(&self) -> Option<CancelRecord> {
-        self.open.cancelled_by.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        guard(&self.open.asked).by.clone()
     }
 
     /// Runs one step until it ends, or its time is up after a cancel, the deadline, or the daemon's stop.
@@ -194,13 +212,13 @@ impl Run {
         tokio::select! {
             joined = &mut task => Ok(joined.unwrap_or_else(|error| Err(panic_fault(&error)))),
             () = called_off => {
-                task.abort();
+                drop_step(&mut task).await;
                 let why = self.called_off().unwrap_or_else(|| JobFault::new("JOB_DEADLINE", "time is up"));
                 Ok(Err(why))
             }
             // The step may still end well within the drain time; its outcome is then written as usual.
             () = async { halt.cancelled().await; tokio::time::sleep(HALT_GRACE).await } => {
-                task.abort();
+                drop_step(&mut task).await;
                 Err(Parked)
             }
         }
@@ -262,13 +280,16 @@ impl Run {
     async fn end(&mut self, state: JobState) -> Result<(), Parked> {
         self.record.state = state;
         self.record.ended = Some(Timestamp::now());
-        self.record.cancel = self.cancel_request();
+        self.record.cancel = {
+            let mut asked = guard(&self.open.asked);
+            asked.ending = true;
+            asked.by.clone()
+        };
         if state == JobState::Succeeded {
             self.record.progress = 100;
         } else {
             self.record.result = None;
         }
-        self.record.children = self.open.record.borrow().children.clone();
         let id = self.record.id;
         self.pending.delete(&PLANS, &id);
         if self.record.cancel.is_some() {
@@ -288,7 +309,12 @@ impl Run {
             txn.set_importance(Importance::Essential);
             self.pending.set_importance(Importance::Essential);
         }
-        self.record.children = self.open.record.borrow().children.clone();
+        let (children, progress) = {
+            let live = self.open.record.borrow();
+            (live.children.clone(), live.progress)
+        };
+        self.record.children = children;
+        self.record.progress = self.record.progress.max(progress);
         let id = self.record.id;
         txn.put(&JOBS, &id, &self.record);
         if plan {
@@ -335,8 +361,12 @@ impl Run {
 
     fn publish(&self) {
         let mut record = self.record.clone();
-        record.children = self.open.record.borrow().children.clone();
-        self.open.record.send_replace(Arc::new(record));
+        self.open.record.send_modify(|live| {
+            // These two are told from elsewhere meanwhile.
+            record.children.clone_from(&live.children);
+            record.progress = record.progress.max(live.progress);
+            *live = Arc::new(record);
+        });
     }
 
     fn context(&self, step: usize) -> StepContext {
@@ -356,6 +386,16 @@ impl Run {
 /// How long a step may go on once the daemon stops.
 const HALT_GRACE: Duration = Duration::from_secs(5);
 
+/// Between two looks for children that are to be called off.
+const CHILDREN_RECHECK: Duration = Duration::from_millis(200);
+
+/// Drops a step in the midst, and waits until it is really gone: what comes next must not meet it. A step that
+/// does not let go (it must not block) is not waited for.
+async fn drop_step<T>(task: &mut tokio::task::JoinHandle<T>) {
+    task.abort();
+    let _ = tokio::time::timeout(Duration::from_secs(1), task).await;
+}
+
 fn panic_fault(error: &tokio::task::JoinError) -> JobFault {
     if error.is_panic() {
         tracing::error!(%error, "a step panicked");
@@ -365,10 +405,10 @@ fn panic_fault(error: &tokio::task::JoinError) -> JobFault {
     }
 }
 
-/// The job's progress when `step` is at `percent`.
+/// The job's progress when `step` is at `percent`: 100 is for success alone.
 pub(super) fn progress(weights: &[u32], step: usize, percent: u8) -> u8 {
     let total: u64 = weights.iter().map(|w| u64::from(*w)).sum::<u64>().max(1);
     let before: u64 = weights.iter().take(step).map(|w| u64::from(*w)).sum();
-    let own = weights.get(step).map_or(0, |w| u64::from(*w)) * u64::from(percent.min(100)) / 100;
-    u8::try_from((before + own) * 100 / total).unwrap_or(100).min(100)
+    let own = weights.get(step).map_or(0, |w| u64::from(*w)) * u64::from(percent.min(100));
+    u8::try_from((before * 100 + own) / total).unwrap_or(99).min(99)
 }

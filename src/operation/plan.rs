@@ -60,12 +60,11 @@ pub fn create_vm(record: VmRecord) -> Plan {
 }
 
 /// Replaces the configuration of a VM that is off.
-pub fn set_vm_config(record: VmRecord) -> Plan {
-    let vm = record.id();
-    let record = Box::new(record);
+pub fn set_vm_config(old: &VmRecord, new: VmRecord) -> Plan {
+    let vm = new.id();
     let steps = vec![
-        Step::CheckVm { vm, action: Action::Reconfigure, base: None },
-        Step::PutVm { record, created: false },
+        Step::CheckVm { vm, action: Action::Reconfigure, base: Some(old.mark()) },
+        Step::PutVm { record: Box::new(new), created: false },
     ];
     Plan::new(format!("set the configuration of VM {vm}"), naming_locks(vm), steps)
 }

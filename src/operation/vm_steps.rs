@@ -100,6 +100,7 @@ impl Operations {
                 now.config = record.config;
                 now.kept = record.kept;
                 now.repo = record.repo;
+                now.ha = record.ha;
             })?
         };
         event.with_job(context.job).append_to(&mut outcome.writes);

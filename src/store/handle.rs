@@ -9,7 +9,9 @@ use super::writer::Writer;
 use super::{Committed, Mode, StoreError};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 /// Reads of each kind (single rows; pages of scans) that may be on blocking threads at once. Two kinds, so that
 /// a single row never waits behind scans; few, since more threads only wait for the same disk.
@@ -27,12 +29,21 @@ pub struct Store {
 #[derive(Clone)]
 enum Body {
     /// Everything happens inline: nothing here blocks.
-    Memory,
+    Memory {
+        end: Option<Arc<End>>,
+    },
     Disk {
         writer: Arc<Writer>,
         rows: Arc<Semaphore>,
         pages: Arc<Semaphore>,
     },
+}
+
+/// A crash at a commit of one's choice.
+struct End {
+    /// Commits until then.
+    left: AtomicU64,
+    dead: CancellationToken,
 }
 
 impl std::fmt::Debug for Store {
@@ -49,7 +60,7 @@ impl Store {
     }
 
     pub(super) fn in_memory(core: Core) -> Self {
-        Self { core: Arc::new(core), body: Body::Memory }
+        Self { core: Arc::new(core), body: Body::Memory { end: None } }
     }
 
     pub(super) fn on_disk(core: Arc<Core>, writer: Writer) -> Self {
@@ -66,11 +77,21 @@ impl Store {
     pub fn crash_copy(&self) -> Self {
         let numbers = self.core.numbers().clone();
         match (&self.body, self.core.take_engine(StoreError::Closed)) {
-            (Body::Memory, Some(engine)) => {
+            (Body::Memory { .. }, Some(engine)) => {
                 Self::in_memory(Core::new(engine, numbers, self.core.mode.borrow().clone()))
             }
             _ => Self::memory(),
         }
+    }
+
+    /// For crash tests with a memory store: after so many more commits (at least one) everything is refused, as
+    /// if the daemon had died right after the last of them. The token tells whoever else dies then.
+    pub fn die_after(&mut self, commits: u64) -> CancellationToken {
+        let dead = CancellationToken::new();
+        if let Body::Memory { end } = &mut self.body {
+            *end = Some(Arc::new(End { left: AtomicU64::new(commits.max(1)), dead: dead.clone() }));
+        }
+        dead
     }
 
     /// Writes the transaction. When this returns, it is on disk, and no crash loses it.
@@ -80,11 +101,20 @@ impl Store {
     pub async fn commit(&self, txn: Txn) -> Result<Committed, StoreError> {
         match &self.body {
             Body::Disk { writer, .. } => writer.commit(txn).await,
-            Body::Memory => {
+            Body::Memory { end } => {
+                if end.as_ref().is_some_and(|end| end.dead.is_cancelled()) {
+                    return Err(StoreError::Closed);
+                }
                 if let Mode::ReadOnly { why } = &*self.core.mode.borrow() {
                     return Err(StoreError::ReadOnly(why.clone()));
                 }
                 let results = self.core.commit_group(std::slice::from_ref(&txn))?;
+                if let Some(end) = end
+                    && results.iter().all(Result::is_ok)
+                    && end.left.fetch_sub(1, Ordering::SeqCst) == 1
+                {
+                    end.dead.cancel();
+                }
                 results.into_iter().next().unwrap_or(Err(StoreError::Closed))
             }
         }
@@ -97,7 +127,7 @@ impl Store {
     {
         let (name, key) = (table.name, key.bytes());
         let sealed = match &self.body {
-            Body::Memory => self.core.read(|engine| engine.get(name, &key))?,
+            Body::Memory { .. } => self.core.read(|engine| engine.get(name, &key))?,
             Body::Disk { rows, .. } => {
                 let core = self.core.clone();
                 blocking(rows, move || core.read(|engine| engine.get(name, &key))).await?
@@ -142,7 +172,7 @@ impl Store {
         turn: impl FnOnce(Vec<RawRow>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         match &self.body {
-            Body::Memory => turn(self.core.read(|engine| engine.scan(table, &range))?),
+            Body::Memory { .. } => turn(self.core.read(|engine| engine.scan(table, &range))?),
             Body::Disk { pages, .. } => {
                 let core = self.core.clone();
                 blocking(pages, move || turn(core.read(|engine| engine.scan(table, &range))?)).await
@@ -211,7 +241,7 @@ impl Store {
     /// Writes what is queued and the ledger, then lets go of the folder. Everything afterwards says `Closed`.
     pub async fn close(&self) {
         match &self.body {
-            Body::Memory => drop(self.core.take_engine(StoreError::Closed)),
+            Body::Memory { .. } => drop(self.core.take_engine(StoreError::Closed)),
             Body::Disk { writer, .. } => writer.close().await,
         }
     }

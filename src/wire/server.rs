@@ -39,6 +39,8 @@ use tokio_util::sync::CancellationToken;
 /// kernel would reset the connection, and the client could lose the answer that tells it why.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 1024 * 1024;
+/// A new connection's first call may be on its way when a drain begins: it is waited for so long.
+const FIRST_CALL: Duration = Duration::from_millis(500);
 /// Accepting fails for want of descriptors or memory: wait for some to be freed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// hyper takes no smaller buffer.
@@ -89,6 +91,14 @@ pub(super) struct Shared {
     draining: CancellationToken,
     /// End now.
     cut: CancellationToken,
+}
+
+impl Shared {
+    /// Whoever connected before the drain and has not called yet is not coming.
+    async fn first_call_is_overdue(&self) {
+        self.draining.cancelled().await;
+        tokio::time::sleep(FIRST_CALL).await;
+    }
 }
 
 /// A running server. Dropped, it is cut.
@@ -151,7 +161,8 @@ impl Server {
         self.shared.slots.open()
     }
 
-    /// Accepts no more, closes connections on which nothing is under way, and waits for calls under way. What
+    /// Accepts no more, closes connections on which nothing is under way (new ones a moment later, since their
+    /// first call may be on its way), and waits for calls under way. What
     /// is still open after `patience` is cut; says how many those were.
     pub async fn drain(&self, patience: Duration) -> usize {
         self.shared.draining.cancel();
@@ -245,7 +256,7 @@ async fn tcp_connection(shared: Arc<Shared>, mut stream: TcpStream, address: Soc
     let mut first = [0];
     let peeked = tokio::select! {
         peeked = timeout(head_timeout, stream.peek(&mut first)) => peeked,
-        () = shared.draining.cancelled() => return,
+        () = shared.first_call_is_overdue() => return,
     };
     match peeked {
         Ok(Ok(1)) => {}
@@ -308,8 +319,8 @@ where
     };
     let io = TokioIo::new(Watched::new(stream, watch.clone()));
     let mut connection = builder(&shared.settings).serve_connection(io, service);
-    let mut drained = pin!(shared.draining.cancelled());
-    let mut draining = false;
+    let mut first_call = pin!(shared.first_call_is_overdue());
+    let mut closing = false;
     let mut timer = pin!(tokio::time::sleep_until(Instant::now()));
     let in_time = poll_fn(|cx| {
         loop {
@@ -319,13 +330,16 @@ where
                 }
                 return Poll::Ready(true);
             }
-            if !draining && drained.as_mut().poll(cx).is_ready() {
-                draining = true;
-                if watch.is_quiet() {
+            let unheard = first_call.as_mut().poll(cx).is_ready();
+            if shared.draining.is_cancelled() && !closing {
+                if watch.is_idle() || (watch.is_untouched() && unheard) {
                     return Poll::Ready(true);
                 }
-                Pin::new(&mut connection).graceful_shutdown();
-                continue;
+                if !watch.is_untouched() {
+                    closing = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                    continue;
+                }
             }
             return if is_over(&watch, timer.as_mut(), cx) { Poll::Ready(false) } else { Poll::Pending };
         }

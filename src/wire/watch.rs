@@ -90,10 +90,15 @@ impl Watch {
         self.state().phase
     }
 
-    /// Nothing is under way: the connection may be closed without a loss to anyone.
-    pub(super) fn is_quiet(&self) -> bool {
+    /// Between two requests: the connection may be closed without a loss to anyone.
+    pub(super) fn is_idle(&self) -> bool {
+        self.state().phase == Phase::Idle
+    }
+
+    /// Nothing has come yet.
+    pub(super) fn is_untouched(&self) -> bool {
         let state = self.state();
-        state.phase == Phase::Idle || (state.phase == Phase::Head && state.untouched)
+        state.phase == Phase::Head && state.untouched
     }
 
     pub(super) fn has_ended(&self) -> bool {

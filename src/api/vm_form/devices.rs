@@ -76,7 +76,7 @@ impl Form<'_> {
     pub(super) fn vif(&self, text: &str) -> Result<Vif> {
         let wrong = |why: String| self.wrong("vif", format!("{}: {why}", crate::model::excerpt(text)));
         let (mut mac, mut bridge, mut ifname, mut model) = (None, None, None, VifModel::Netfront);
-        for part in text.split(',').filter(|p| !p.is_empty()) {
+        for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
             match part.split_once('=') {
                 Some(("mac", v)) => mac = Some(Mac::parse(v).map_err(|e| wrong(e.to_string()))?),
                 Some(("bridge", v)) => bridge = Some(IfName::parse(v).map_err(|e| wrong(e.to_string()))?),
@@ -109,7 +109,7 @@ impl Form<'_> {
                 None => None,
                 Some(text) => {
                     let mut parts = Vec::new();
-                    for part in text.split(',').filter(|p| !p.is_empty()) {
+                    for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
                         let pair = part.split_once('=').ok_or_else(|| {
                             self.wrong("vfb", format!("{} has no =", crate::model::excerpt(part)))
                         })?;

@@ -59,9 +59,13 @@ const TYPED: &[&str] = &[
     "stdvga",
 ];
 
-/// Keys of the dialect that mean nothing to us and are kept: shown back, never acted on.
-const KEPT: &[&str] =
-    &["guest_os_type", "timer_mode", "device_model", "on_xend_start", "on_xend_stop", "description"];
+/// Keys of the dialect that mean nothing to us and are kept: shown back, never acted on. Managers send the two
+/// `other_config` (limits of disks and vifs) empty; with something in them they are lists of lists, and refused.
+#[rustfmt::skip]
+const KEPT: &[&str] = &[
+    "guest_os_type", "timer_mode", "device_model", "on_xend_start", "on_xend_stop", "description",
+    "disk_other_config", "vif_other_config",
+];
 
 /// How many keys of a manager's own are kept.
 const MAX_KEPT: usize = 64;
@@ -294,7 +298,9 @@ impl Form<'_> {
     }
 
     fn boot(&self, config: &mut DomainConfig, params: &Map) -> Result<()> {
-        let kernel = self.text(params, "kernel")?.filter(|k| !k.is_empty() && !k.ends_with("/hvmloader"));
+        let kernel = self
+            .text(params, "kernel")?
+            .filter(|k| !k.is_empty() && k.rsplit('/').next() != Some("hvmloader"));
         let extra = self.text(params, "extra")?;
         let long = |key: &str, text: &str| Text::parse(text).map_err(|e| self.wrong(key, e));
         if let Some(kernel) = kernel {

@@ -1,0 +1,9 @@
+//! The engine's rules, in virtual time, with an executor that does what a step's data tells it.
+
+mod accepting;
+mod children;
+mod crashing;
+mod ending;
+mod recurring;
+mod running;
+mod support;

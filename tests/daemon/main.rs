@@ -1,0 +1,11 @@
+//! The daemon as a process: real sockets, real TLS, a real disk, and the simulated world beside it, which lives
+//! on when the daemon is killed.
+#![allow(clippy::unwrap_used, reason = "tests and their helpers: a failure shall stop them")]
+
+mod calls;
+mod crash;
+mod crowd;
+mod secrets;
+mod stop;
+mod store;
+mod support;
