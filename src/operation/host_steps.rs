@@ -197,17 +197,42 @@ impl Operations {
     }
 
     async fn prune(&self) -> Result<Outcome> {
+        /// Rows whose going is worth a walk through the heap.
+        const MANY: usize = 10_000;
         let store = |e: crate::store::StoreError| JobFault::new("STORE", e.to_string());
-        let events = self.events.prune().await.map_err(store)?;
-        let jobs = match self.engine() {
-            Some(engine) => engine.prune().await.map_err(store)?,
-            None => 0,
+        let pruning = async {
+            let events = self.events.prune().await.map_err(store)?;
+            let jobs = match self.engine() {
+                Some(engine) => engine.prune().await.map_err(store)?,
+                None => 0,
+            };
+            if events + jobs >= MANY {
+                give_back_memory().await;
+            }
+            Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))
         };
-        Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))
+        tokio::select! {
+            done = pruning => done,
+            // A long history leaves holes all over the heap while it goes.
+            () = give_back_memory_now_and_then() => Err(JobFault::new("INTERRUPTED", "stopped")),
+        }
     }
 
     pub(super) async fn remove_file(&self, file: &SafePath) -> Result<Outcome> {
         self.files.remove(file).await.map_err(fault::files)?;
         Ok(Outcome::done())
     }
+}
+
+/// Never ends. A short pruning is over before the first time.
+async fn give_back_memory_now_and_then() {
+    const EVERY: Duration = Duration::from_secs(5);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        give_back_memory().await;
+    }
+}
+
+async fn give_back_memory() {
+    let _ = tokio::task::spawn_blocking(crate::machine::memory::give_back).await;
 }
