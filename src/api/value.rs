@@ -112,7 +112,8 @@ mod tests {
             ("password", text("geheim2")),
             ("deep", structure([("bmc_password", text("geheim3"))])),
             ("pem", text("-----BEGIN PRIVATE KEY-----\ngeheim4\n-----END PRIVATE KEY-----")),
-            ("url", text("https://oracle:geheim5@manager:7002/ovm")),
+            ("url", text("https://admin:geheim5@manager.example:7001/api")),
+            ("long", text(format!("{}https://admin:geheim6@m/", "x".repeat(495)))),
             ("name", text("web1")),
         ]);
         let json = to_json_masked(&value).to_string();

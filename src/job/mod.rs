@@ -17,6 +17,9 @@
 //! their data, private, wiped at the terminal state, so that secrets in parameters end with the job), and
 //! `idempotency`, `recurring`. One task per running job writes its record; nobody else does.
 //!
+//! Children run under their parent's locks and in its place; a parent that fails calls its children off, and none
+//! outlives it. After a restart the jobs that had begun get their locks back before any other enters.
+//!
 //! Accepted means durable: [`Engine::submit`] returns after the record is on disk. The outcome of one step and
 //! the intent of the next are one transaction, so a plan of n effects costs n + 2 commits.
 //!

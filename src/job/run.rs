@@ -21,6 +21,9 @@ const UNDO_BOUND: Duration = Duration::from_secs(120);
 /// Between two tries of a commit that the store refused.
 const COMMIT_RETRY: Duration = Duration::from_millis(500);
 
+/// A step's answer beyond this is left out of a record that would otherwise be too large.
+const LARGE_ANSWER_BYTES: usize = 16 * 1024;
+
 /// The daemon is stopping: the job stays open on disk and goes on at the next start.
 struct Parked;
 
@@ -315,12 +318,7 @@ impl Run {
         };
         self.record.children = children;
         self.record.progress = self.record.progress.max(progress);
-        let id = self.record.id;
-        txn.put(&JOBS, &id, &self.record);
-        if plan {
-            txn.put(&PLANS, &id, &self.plan);
-        }
-        self.write(txn).await?;
+        self.write(txn, plan).await?;
         for then in self.then.drain(..) {
             then();
         }
@@ -330,20 +328,28 @@ impl Run {
         Ok(())
     }
 
-    async fn write(&mut self, mut txn: Txn) -> Result<(), Parked> {
+    /// `changes` are what goes beside the record, and beside the plan if `plan`.
+    async fn write(&mut self, changes: Txn, plan: bool) -> Result<(), Parked> {
         let mut told = false;
         let mut stripped = false;
         loop {
-            match self.engine.0.store.commit(txn.clone()).await {
+            let id = self.record.id;
+            let mut txn = changes.clone();
+            txn.put(&JOBS, &id, &self.record);
+            if plan {
+                txn.put(&PLANS, &id, &self.plan);
+            }
+            match self.engine.0.store.commit(txn).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Closed) => return Err(Parked),
-                // Too large, although the same was accepted once: what is for people only goes.
+                // Too large: what is for people only goes, and answers of a size that no step needs.
                 Err(StoreError::Refused(why)) if !stripped => {
-                    tracing::error!(job = %self.record.id, why, "a job's record is too large; its texts are left out");
+                    tracing::error!(job = %id, why, "a job's record is too large; its texts are left out");
                     stripped = true;
                     self.record.params = serde_json::Value::Null;
                     self.record.result = None;
-                    txn.put(&JOBS, &self.record.id, &self.record);
+                    let large = |value: &serde_json::Value| value.to_string().len() > LARGE_ANSWER_BYTES;
+                    self.plan.outcomes.iter_mut().for_each(|o| *o = o.take().filter(|value| !large(value)));
                 }
                 Err(error) => {
                     if !told {

@@ -4,7 +4,8 @@ use super::Operations;
 use super::step::Step;
 use super::vm_steps::Signal;
 use crate::event::{Event, Severity};
-use crate::job::{Executor, JobFault, JobRecord, JobState, Outcome, PlannedStep, StepContext};
+use crate::job::{Executor, JobFault, JobRecord, JobState, Mode, Outcome, PlannedStep, StepContext};
+use crate::model::VmId;
 use crate::store::Txn;
 use async_trait::async_trait;
 
@@ -46,6 +47,7 @@ impl Executor for Operations {
             Step::InspectDomain { vm } => self.inspect_domain(vm).await,
             Step::SettleClear { vm } => self.settle_clear(vm, context).await,
             Step::SettleRebuild { vm } => self.settle_rebuild(vm, context).await,
+            Step::RemoveLeftFiles {} => self.remove_left_files(context).await,
             Step::RemoveFile { file } => self.remove_file(&file).await,
             other => self.run_host_step(other, context).await,
         }
@@ -58,10 +60,11 @@ impl Executor for Operations {
         _context: &StepContext,
     ) -> Result<Outcome, JobFault> {
         match parse(step)? {
-            Step::CreateDomain { vm } | Step::RestoreDomain { vm, .. } => self.undo_create(vm).await,
+            Step::CreateDomain { vm } => self.undo_create(vm).await,
+            Step::RestoreDomain { vm, .. } => self.undo_restore(vm, outcome).await,
             Step::PauseDomain { vm } | Step::UnpauseDomain { vm } => self.undo_pause(vm, outcome).await,
-            Step::SaveDomain { vm, file, .. } => self.undo_save(vm, &file).await,
-            Step::DumpCore { file, .. } => self.remove_file(&file).await,
+            Step::SaveDomain { vm, file, checkpoint } => self.undo_save(vm, &file, checkpoint).await,
+            Step::DumpCore { vm, file, .. } => self.undo_dump(vm, &file).await,
             Step::Hotplug { vm, change } => self.hotplug(vm, &change.inverse()).await,
             // The plan says of every other step that it cannot be undone.
             _ => Ok(Outcome::done()),
@@ -73,6 +76,12 @@ impl Executor for Operations {
             job = %job.id, verb = job.verb, caller = job.caller, outcome = job.state.as_str(),
             fault = job.fault.as_ref().map(|f| f.name.as_str()), "job ended"
         );
+        for lock in job.locks.iter().filter(|lock| lock.mode == Mode::Exclusive) {
+            // Whatever the job left behind: the observer compares it with the record once the lock is free.
+            if let Some(Ok(vm)) = lock.object.strip_prefix("vm/").map(VmId::parse) {
+                self.suspect(vm);
+            }
+        }
         let (kind, severity) = match job.state {
             JobState::Failed => ("job.failed", Severity::Error),
             JobState::Cancelled => ("job.cancelled", Severity::Warning),

@@ -197,8 +197,6 @@ impl Operations {
     }
 
     async fn prune(&self) -> Result<Outcome> {
-        /// Rows whose going is worth a walk through the heap.
-        const MANY: usize = 10_000;
         let store = |e: crate::store::StoreError| JobFault::new("STORE", e.to_string());
         let pruning = async {
             let events = self.events.prune().await.map_err(store)?;
@@ -206,9 +204,8 @@ impl Operations {
                 Some(engine) => engine.prune().await.map_err(store)?,
                 None => 0,
             };
-            if events + jobs >= MANY {
-                give_back_memory().await;
-            }
+            // The quietest moment there is to give back what this and bursts of calls have left in the heap.
+            give_back_memory().await;
             Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))
         };
         tokio::select! {
@@ -216,6 +213,17 @@ impl Operations {
             // A long history leaves holes all over the heap while it goes.
             () = give_back_memory_now_and_then() => Err(JobFault::new("INTERRUPTED", "stopped")),
         }
+    }
+
+    pub(super) async fn remove_left_files(&self, context: &StepContext) -> Result<Outcome> {
+        let told = context.step.checked_sub(1).and_then(|before| context.outcomes.get(before)?.clone());
+        let files = told.map(|told| told["left_files"].clone()).unwrap_or_default();
+        let files: Vec<SafePath> = serde_json::from_value(files)
+            .map_err(|e| JobFault::new("INTERNAL", format!("the step before told of no files: {e}")))?;
+        for file in &files {
+            self.remove_file(file).await?;
+        }
+        Ok(Outcome::done())
     }
 
     pub(super) async fn remove_file(&self, file: &SafePath) -> Result<Outcome> {

@@ -27,8 +27,9 @@ use crate::model::{SafePath, VmId};
 use crate::store::{Store, StoreError, Txn};
 use crate::vm::{Registry, VMS};
 use crate::xen::Toolstack;
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use tokio::sync::watch;
 
 /// A store that can be read only has none: then the host has this one for as long as the daemon lives.
@@ -87,6 +88,9 @@ pub struct Operations {
     this: Weak<Operations>,
     /// Asks the observer to look at everything.
     pub(crate) look_again: tokio::sync::Notify,
+    /// VMs whose record and domain the observer shall compare, and its bell.
+    suspects: Mutex<BTreeSet<VmId>>,
+    pub(crate) suspected: tokio::sync::Notify,
     /// Where saved memory and core dumps lie.
     state_dir: SafePath,
     /// Rises with every observation, so that a step that waits for the world looks again.
@@ -127,6 +131,8 @@ impl Operations {
             engine: OnceLock::new(),
             this: this.clone(),
             look_again: tokio::sync::Notify::new(),
+            suspects: Mutex::default(),
+            suspected: tokio::sync::Notify::new(),
             state_dir,
             world_changes: watch::Sender::new(0),
         }))
@@ -171,6 +177,15 @@ impl Operations {
     fn policy_changed(&self) {
         let password = self.password.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.access.policy_changed(password.as_deref(), &self.host_record());
+    }
+
+    pub(crate) fn suspect(&self, vm: VmId) {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner).insert(vm);
+        self.suspected.notify_one();
+    }
+
+    pub(crate) fn take_suspects(&self) -> BTreeSet<VmId> {
+        std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Takes over a reading of all domains; the observer looks at what it may mean.

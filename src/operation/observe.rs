@@ -45,6 +45,10 @@ pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
                 None => return,
             },
             () = look.look_again.notified() => observer.everything().await,
+            () = look.suspected.notified() => {
+                observer.dirty.extend(look.take_suspects());
+                observer.settle().await;
+            }
             _ = recheck.tick(), if !observer.dirty.is_empty() => observer.settle().await,
             () = stop.cancelled() => return,
         }
@@ -57,6 +61,8 @@ impl Observer {
             Observation::Everything => self.everything().await,
             Observation::Domain(domid) => match self.operations.toolstack.get(domid).await {
                 Ok(info) => {
+                    // A job's own look may have taken the change away before us: its VM is looked at all the same.
+                    self.dirty.extend(info.as_ref().and_then(|info| info.vm));
                     let change = self.operations.vms.observe_one(domid, info);
                     self.operations.world_changes.send_modify(|n| *n += 1);
                     if let Some(change) = change {
@@ -98,6 +104,8 @@ impl Observer {
         let Some(info) = change.after.as_ref().or(change.before.as_ref()) else { return };
         match info.vm {
             Some(vm) if self.operations.vms.get(vm).is_some() => {
+                // Something new: no reason to wait for the time of the last try.
+                self.not_before.remove(&vm);
                 self.dirty.insert(vm);
             }
             _ if change.after.is_none() => {

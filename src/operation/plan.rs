@@ -4,11 +4,11 @@
 //! Every job takes `host` at least shared, so that a reboot of the host, which takes it alone, waits for all
 //! and lets none in.
 
-use super::step::{Hotplug, Step};
+use super::step::{Base, Hotplug, Step};
 use crate::config;
 use crate::job::{LockWant, PlannedStep};
 use crate::model::{SafePath, VmId};
-use crate::vm::{Action, Intent, VmRecord, VmState};
+use crate::vm::{Action, VmRecord, VmState};
 use crate::xen::Trigger;
 use crate::xen::config::DomainConfig;
 
@@ -63,7 +63,7 @@ pub fn create_vm(record: VmRecord) -> Plan {
 pub fn set_vm_config(old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
     let steps = vec![
-        Step::CheckVm { vm, action: Action::Reconfigure, base: Some(old.mark()) },
+        Step::CheckVm { vm, action: Action::Reconfigure, base: Some(Base { mark: old.mark(), live: false }) },
         Step::PutVm { record: Box::new(new), created: false },
     ];
     Plan::new(format!("set the configuration of VM {vm}"), naming_locks(vm), steps)
@@ -72,8 +72,10 @@ pub fn set_vm_config(old: &VmRecord, new: VmRecord) -> Plan {
 /// Changes a VM from `old` to `new`, in the running domain too if it has one.
 pub fn configure_vm(state: VmState, old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure, base: Some(old.mark()) }];
-    if matches!(state, VmState::Running | VmState::Paused) {
+    let live = matches!(state, VmState::Running | VmState::Paused);
+    let base = Some(Base { mark: old.mark(), live });
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure, base }];
+    if live {
         let changes = hotplugs(&old.config, &new.config);
         steps.extend(changes.into_iter().map(|change| Step::Hotplug { vm, change }));
     }
@@ -132,13 +134,12 @@ pub fn configure_vm_ha(vm: VmId, enabled: bool) -> Plan {
 
 pub fn delete_vm(record: &VmRecord) -> Plan {
     let vm = record.id();
-    let check = Step::CheckVm { vm, action: Action::Delete, base: Some(record.mark()) };
-    let mut steps = vec![check, Step::DeleteVm { vm }];
     // Files go after the record: a crash in between leaves a file nobody needs, not a record without its file.
-    if let Intent::Saved { file, .. } = &record.intent {
-        steps.push(Step::RemoveFile { file: file.clone() });
-    }
-    steps.extend(record.cores.iter().map(|core| Step::RemoveFile { file: core.file.clone() }));
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Delete, base: None },
+        Step::DeleteVm { vm },
+        Step::RemoveLeftFiles {},
+    ];
     Plan::new(format!("delete VM {}", record.config.name), naming_locks(vm), steps).essential()
 }
 
@@ -197,11 +198,11 @@ pub fn save_vm(vm: VmId, file: SafePath, checkpoint: bool) -> Plan {
 
 pub fn restore_vm(record: &VmRecord, paused: bool) -> Plan {
     let vm = record.id();
-    let check = Step::CheckVm { vm, action: Action::Restore, base: Some(record.mark()) };
-    let mut steps = vec![check, Step::RestoreDomain { vm, paused }];
-    if let Intent::Saved { file, .. } = &record.intent {
-        steps.push(Step::RemoveFile { file: file.clone() });
-    }
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Restore, base: None },
+        Step::RestoreDomain { vm, paused },
+        Step::RemoveLeftFiles {},
+    ];
     Plan::new(format!("restore VM {vm}"), vm_locks(vm), steps)
 }
 

@@ -104,7 +104,7 @@ impl Operations {
         }
         match decision {
             Decision::Nothing => Ok(Outcome::done()),
-            Decision::FoundRunning => self.found_running(id, context),
+            Decision::FoundRunning => self.found_running(id, context).await,
             Decision::Gone => self.off_outcome(id, EndCause::Unknown, "vm.gone", Severity::Error, context),
             Decision::Ended { restart: true, cause, crashes, .. } => {
                 let kind = if crashes > 0 { "vm.restarted_after_crash" } else { "vm.rebooted" };
@@ -139,7 +139,13 @@ impl Operations {
         }
     }
 
-    fn found_running(&self, id: VmId, context: &StepContext) -> Result<Outcome, JobFault> {
+    async fn found_running(&self, id: VmId, context: &StepContext) -> Result<Outcome, JobFault> {
+        if let Some(vm) = self.vms.get(id)
+            && let Intent::Saved { file, .. } = &vm.record.intent
+        {
+            // The guest has lived on since: its disks do not fit that memory any more.
+            self.remove_file(file).await?;
+        }
         let mut outcome = self.record_outcome(id, |record| {
             record.intent = Intent::On;
             record.changed = Timestamp::now();

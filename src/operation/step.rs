@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum Step {
     // Guards: no effect, run under the job's locks.
-    /// `base`: the record's mark when the plan was made, where the plan holds parts of the record.
+    /// `base`: what the plan was made from, where it holds parts of that.
     CheckVm {
         vm: VmId,
         action: Action,
-        base: Option<u32>,
+        base: Option<Base>,
     },
     CheckNewVm {
         vm: VmId,
@@ -118,6 +118,8 @@ pub enum Step {
     RemoveFile {
         file: SafePath,
     },
+    /// The files that the step before left without an owner: which they are shows only when it runs.
+    RemoveLeftFiles {},
     // The host.
     SetClock {
         year: i16,
@@ -165,6 +167,15 @@ pub enum Step {
     },
     Discover {},
     Prune {},
+}
+
+/// What a plan was made from, before its job had the VM's lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The record's mark.
+    pub mark: u32,
+    /// Whether it had a living domain.
+    pub live: bool,
 }
 
 /// One change of a running domain. Applying it to a domain that has it changes nothing.
@@ -228,7 +239,8 @@ impl Step {
     /// Has it an effect outside the store, can it be undone, how long does it take compared to others.
     fn nature(&self) -> (bool, bool, u32) {
         match self {
-            Self::CheckVm { .. } | Self::CheckNewVm { .. } | Self::InspectDomain { .. } => (false, false, 1),
+            Self::CheckVm { .. } | Self::CheckNewVm { .. } => (false, false, 1),
+            Self::InspectDomain { .. } => (false, false, 1),
             Self::PutVm { .. } | Self::SetHa { .. } | Self::DeleteVm { .. } | Self::PutHost { .. } => {
                 (false, false, 1)
             }
@@ -294,7 +306,7 @@ impl Step {
             }
             Self::SettleClear { vm } => ("clear_domain", format!("clear the ended domain of VM {vm} away")),
             Self::SettleRebuild { vm } => ("settle", format!("start VM {vm} again, or take it for off")),
-            Self::RemoveFile { .. } => {
+            Self::RemoveFile { .. } | Self::RemoveLeftFiles {} => {
                 ("remove_file", "remove a file that is not needed any more".to_owned())
             }
             Self::SetClock { year, month, day, hour, minute, second } => (

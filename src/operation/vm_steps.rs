@@ -2,7 +2,7 @@
 //! a crash reaches the same end. A domain is always found by its VM's identity, never by a domid remembered
 //! from before.
 
-use super::step::Hotplug;
+use super::step::{Base, Hotplug};
 use super::{Operations, fault};
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
@@ -36,8 +36,9 @@ impl Operations {
 
     /// Lets the registry see a domain as it is now; what our own step did is seen before its caller is told.
     pub(super) async fn look(&self, domid: DomId) {
+        let last = self.vms.last_look(domid);
         if let Ok(info) = self.toolstack.get(domid).await {
-            let _ = self.vms.observe_one(domid, info);
+            self.vms.observe_since(last, domid, info);
         }
     }
 
@@ -55,15 +56,16 @@ impl Operations {
         Outcome { writes, then: Some(Box::new(move || vms.put(record))), ..Outcome::default() }
     }
 
-    pub(super) async fn check_vm(&self, id: VmId, action: Action, base: Option<u32>) -> Result<Outcome> {
+    pub(super) async fn check_vm(&self, id: VmId, action: Action, base: Option<Base>) -> Result<Outcome> {
         let vm = self.vm(id)?;
-        if base.is_some_and(|base| base != vm.record.mark()) {
-            let text = format!("VM {id} was changed by another job meanwhile; nothing was done, ask again");
-            return Err(JobFault::refusal("CONFLICT", text));
-        }
         let domain = self.domain(id).await?;
         let state = state_of(&vm.record.intent, domain.as_ref());
         allowed(state, action).map_err(|refusal| JobFault::refusal("VM_STATE", refusal.to_string()))?;
+        let now = Base { mark: vm.record.mark(), live: matches!(state, VmState::Running | VmState::Paused) };
+        if base.is_some_and(|base| base != now) {
+            let text = format!("VM {id} was changed by another job meanwhile; nothing was done, ask again");
+            return Err(JobFault::refusal("CONFLICT", text));
+        }
         Ok(Outcome::done())
     }
 
@@ -108,14 +110,20 @@ impl Operations {
     }
 
     pub(super) fn delete_vm(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
-        let name = self.vm(id)?.record.config.name.clone();
+        let record = self.vm(id)?.record;
+        let name = &record.config.name;
+        let mut files: Vec<&SafePath> = record.cores.iter().map(|core| &core.file).collect();
+        if let Intent::Saved { file, .. } = &record.intent {
+            files.push(file);
+        }
         let mut writes = Txn::new();
         writes.delete(&VMS, &id);
         let event =
             Event::new("vm.deleted", Severity::Info, VmRecord::lock(id), format!("VM {name}: deleted"));
         event.with_job(context.job).append_to(&mut writes);
         let vms = std::sync::Arc::clone(&self.vms);
-        Ok(Outcome { writes, then: Some(Box::new(move || vms.remove(id))), ..Outcome::default() })
+        let value = Some(json!({ "left_files": files }));
+        Ok(Outcome { value, writes, then: Some(Box::new(move || vms.remove(id))), ..Outcome::default() })
     }
 
     /// Builds the domain, or finds the one that an interrupted run of this very step has built.
@@ -150,16 +158,19 @@ impl Operations {
     }
 
     async fn build(&self, id: VmId, record: &VmRecord) -> Result<DomId> {
-        match self.toolstack.create(&record.config, false).await {
+        let built = self.toolstack.create(&record.config, false).await;
+        self.built(id, built).await
+    }
+
+    async fn built(&self, id: VmId, built: std::result::Result<DomId, ToolstackError>) -> Result<DomId> {
+        match built {
             Ok(domid) => Ok(domid),
             // The effect is unknown: the world knows. A domain that is there and alive is ours, since none was
             // there a moment ago and we hold the VM's lock.
-            Err(error @ (ToolstackError::Timeout | ToolstackError::Unreachable(_))) => {
-                match self.domain(id).await? {
-                    Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) => Ok(domain.domid),
-                    _ => Err(fault::toolstack(error)),
-                }
-            }
+            Err(error) if is_unsure(&error) => match self.domain(id).await? {
+                Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) => Ok(domain.domid),
+                _ => Err(fault::toolstack(error)),
+            },
             Err(error) => Err(fault::toolstack(error)),
         }
     }
@@ -175,6 +186,8 @@ impl Operations {
     pub(super) async fn destroy_found(&self, domid: DomId) -> Result<()> {
         match self.toolstack.destroy(domid).await {
             Ok(()) | Err(ToolstackError::NoSuchDomain) => {}
+            // The effect is unknown: the world knows.
+            Err(error) if is_unsure(&error) && matches!(self.toolstack.get(domid).await, Ok(None)) => {}
             Err(error) => return Err(fault::toolstack(error)),
         }
         let _ = self.vms.observe_one(domid, None);
@@ -327,7 +340,10 @@ impl Operations {
                 self.files.remove(file).await.map_err(fault::files)?;
                 self.files.make_parent(file).await.map_err(fault::files)?;
                 let after = if checkpoint { AfterSave::Continue } else { AfterSave::Destroy };
-                self.toolstack.save(domain.domid, file, after).await.map_err(fault::toolstack)?;
+                let saved = self.toolstack.save(domain.domid, file, after).await;
+                if let Err(error) = saved {
+                    self.has_left_file(id, file, &error, !checkpoint).await?;
+                }
                 self.look(domain.domid).await;
             }
             // The domain went with its memory safe on disk; only the outcome was not written.
@@ -353,12 +369,58 @@ impl Operations {
         Ok(outcome)
     }
 
-    /// A failed save leaves the guest running; its half file goes.
-    pub(super) async fn undo_save(&self, id: VmId, file: &SafePath) -> Result<Outcome> {
-        if self.domain(id).await?.is_some() {
+    /// After an error: whether what was asked happened all the same. It has if the domain has gone, which it does
+    /// last, and its file is there.
+    async fn has_left_file(
+        &self,
+        id: VmId,
+        file: &SafePath,
+        error: &ToolstackError,
+        goes: bool,
+    ) -> Result<()> {
+        let gone = is_unsure(error) && goes && self.domain(id).await?.is_none();
+        if gone && self.files.exists(file).await.map_err(fault::files)? {
+            return Ok(());
+        }
+        Err(fault::toolstack(error.clone()))
+    }
+
+    /// A failed save leaves the guest running; its half file goes. If the guest has gone, its file is all there
+    /// is of it: the VM is saved, and its record says so.
+    pub(super) async fn undo_save(&self, id: VmId, file: &SafePath, checkpoint: bool) -> Result<Outcome> {
+        if checkpoint || self.domain(id).await?.is_some() {
             self.files.remove(file).await.map_err(fault::files)?;
+            return Ok(Outcome::done());
+        }
+        if self.vm(id)?.record.intent != Intent::On || !self.files.exists(file).await.map_err(fault::files)? {
+            return Ok(Outcome::done());
+        }
+        self.record_outcome(id, |record| {
+            record.intent = Intent::Saved { file: file.clone(), at: Timestamp::now() };
+            record.changed = Timestamp::now();
+        })
+    }
+
+    /// A guest that went on from its saved memory has changed its disks: to go back to that memory would ruin
+    /// them. So a restored domain stays.
+    pub(super) async fn undo_restore(
+        &self,
+        id: VmId,
+        outcome: Option<&serde_json::Value>,
+    ) -> Result<Outcome> {
+        if outcome.is_none() && self.domain(id).await?.is_some() {
+            let text = format!("VM {id} goes on from its saved memory already; it is left running");
+            return Err(JobFault::new("CANNOT_UNDO", text));
         }
         Ok(Outcome::done())
+    }
+
+    /// A dump that the record lists is kept, whatever failed after it.
+    pub(super) async fn undo_dump(&self, id: VmId, file: &SafePath) -> Result<Outcome> {
+        if self.vms.get(id).is_some_and(|vm| vm.record.cores.iter().any(|core| core.file == *file)) {
+            return Ok(Outcome::done());
+        }
+        self.remove_file(file).await
     }
 
     pub(super) async fn restore_domain(
@@ -375,7 +437,8 @@ impl Operations {
             Some(domain) if context.resumed => domain.domid,
             Some(_) => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has a domain already"))),
             None => {
-                self.toolstack.restore(&vm.record.config, file, paused).await.map_err(fault::toolstack)?
+                let built = self.toolstack.restore(&vm.record.config, file, paused).await;
+                self.built(id, built).await?
             }
         };
         self.look(domid).await;
@@ -383,6 +446,7 @@ impl Operations {
             record.intent = Intent::On;
             record.changed = Timestamp::now();
         })?;
+        outcome.value = Some(json!({ "domid": domid.0, "left_files": [file] }));
         let text = format!("VM {}: restored", vm.record.config.name);
         let event = Event::new("vm.restored", Severity::Info, VmRecord::lock(id), text).with_job(context.job);
         event.with("domid", domid.0).append_to(&mut outcome.writes);
@@ -432,7 +496,10 @@ impl Operations {
             Some(domain) => {
                 self.files.remove(file).await.map_err(fault::files)?;
                 self.files.make_parent(file).await.map_err(fault::files)?;
-                self.toolstack.dump_core(domain.domid, file, live, crash).await.map_err(fault::toolstack)?;
+                let dumped = self.toolstack.dump_core(domain.domid, file, live, crash).await;
+                if let Err(error) = dumped {
+                    self.has_left_file(id, file, &error, crash).await?;
+                }
                 self.look(domain.domid).await;
             }
             None if context.resumed && crash && self.files.exists(file).await.map_err(fault::files)? => {}
@@ -474,6 +541,11 @@ impl Operations {
         let vm = self.vm(id)?;
         Ok(state_of(&vm.record.intent, self.domain(id).await?.as_ref()))
     }
+}
+
+/// Whether the effect of a call that ended so is unknown.
+fn is_unsure(error: &ToolstackError) -> bool {
+    matches!(error, ToolstackError::Timeout | ToolstackError::Unreachable(_))
 }
 
 /// What goes to a living guest.

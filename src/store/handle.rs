@@ -30,7 +30,7 @@ pub struct Store {
 enum Body {
     /// Everything happens inline: nothing here blocks.
     Memory {
-        end: Option<Arc<End>>,
+        end: Arc<End>,
     },
     Disk {
         writer: Arc<Writer>,
@@ -40,8 +40,9 @@ enum Body {
 }
 
 /// A crash at a commit of one's choice.
+#[derive(Debug)]
 struct End {
-    /// Commits until then.
+    /// Commits until then; more than there will ever be, if nobody chose.
     left: AtomicU64,
     dead: CancellationToken,
 }
@@ -60,7 +61,12 @@ impl Store {
     }
 
     pub(super) fn in_memory(core: Core) -> Self {
-        Self { core: Arc::new(core), body: Body::Memory { end: None } }
+        Self {
+            core: Arc::new(core),
+            body: Body::Memory {
+                end: Arc::new(End { left: AtomicU64::new(u64::MAX), dead: CancellationToken::new() }),
+            },
+        }
     }
 
     pub(super) fn on_disk(core: Arc<Core>, writer: Writer) -> Self {
@@ -85,13 +91,16 @@ impl Store {
     }
 
     /// For crash tests with a memory store: after so many more commits (at least one) everything is refused, as
-    /// if the daemon had died right after the last of them. The token tells whoever else dies then.
-    pub fn die_after(&mut self, commits: u64) -> CancellationToken {
-        let dead = CancellationToken::new();
-        if let Body::Memory { end } = &mut self.body {
-            *end = Some(Arc::new(End { left: AtomicU64::new(commits.max(1)), dead: dead.clone() }));
+    /// if the daemon had died right after the last of them. The token tells whoever else dies then. Holds for
+    /// all clones; a disk store never dies of it.
+    pub fn die_after(&self, commits: u64) -> CancellationToken {
+        match &self.body {
+            Body::Memory { end } => {
+                end.left.store(commits.max(1), Ordering::SeqCst);
+                end.dead.clone()
+            }
+            Body::Disk { .. } => CancellationToken::new(),
         }
-        dead
     }
 
     /// Writes the transaction. When this returns, it is on disk, and no crash loses it.
@@ -102,17 +111,14 @@ impl Store {
         match &self.body {
             Body::Disk { writer, .. } => writer.commit(txn).await,
             Body::Memory { end } => {
-                if end.as_ref().is_some_and(|end| end.dead.is_cancelled()) {
+                if end.dead.is_cancelled() {
                     return Err(StoreError::Closed);
                 }
                 if let Mode::ReadOnly { why } = &*self.core.mode.borrow() {
                     return Err(StoreError::ReadOnly(why.clone()));
                 }
                 let results = self.core.commit_group(std::slice::from_ref(&txn))?;
-                if let Some(end) = end
-                    && results.iter().all(Result::is_ok)
-                    && end.left.fetch_sub(1, Ordering::SeqCst) == 1
-                {
+                if results.iter().all(Result::is_ok) && end.left.fetch_sub(1, Ordering::SeqCst) == 1 {
                     end.dead.cancel();
                 }
                 results.into_iter().next().unwrap_or(Err(StoreError::Closed))

@@ -64,6 +64,28 @@ impl Inner {
         }
     }
 
+    fn observe_one(&mut self, domid: DomId, info: Option<DomainInfo>) -> Option<Change> {
+        let before = self.domains.remove(&domid);
+        match info {
+            Some(info) => {
+                let generation = self.next();
+                if let Some(vm) = info.vm {
+                    self.by_vm.insert(vm, domid);
+                }
+                let info = Arc::new(info);
+                self.domains.insert(domid, (Arc::clone(&info), generation));
+                let before = before.map(|(known, _)| known);
+                let changed = before.as_ref().is_none_or(|b| b.state != info.state);
+                changed.then_some(Change { before, after: Some(info) })
+            }
+            None => {
+                let (known, _) = before?;
+                self.forget(&known);
+                Some(Change { before: Some(known), after: None })
+            }
+        }
+    }
+
     fn vm(&self, id: VmId) -> Option<Vm> {
         let (record, record_generation) = self.records.get(&id)?;
         let domain = self.by_vm.get(&id).and_then(|domid| self.domains.get(domid));
@@ -164,28 +186,22 @@ impl Registry {
         changes
     }
 
+    /// For [`Registry::observe_since`]: which look at this domain is the last.
+    pub fn last_look(&self, domid: DomId) -> u64 {
+        self.read().domains.get(&domid).map_or(0, |(_, generation)| *generation)
+    }
+
+    /// As `observe_one`, unless somebody else has taken over a look since `last`, which may be newer than ours.
+    pub fn observe_since(&self, last: u64, domid: DomId, info: Option<DomainInfo>) {
+        let mut inner = self.write();
+        if inner.domains.get(&domid).map_or(0, |(_, generation)| *generation) == last {
+            inner.observe_one(domid, info);
+        }
+    }
+
     /// Takes over what the toolstack told of one domain (`None`: it is gone).
     pub fn observe_one(&self, domid: DomId, info: Option<DomainInfo>) -> Option<Change> {
-        let mut inner = self.write();
-        let before = inner.domains.remove(&domid);
-        match info {
-            Some(info) => {
-                let generation = inner.next();
-                if let Some(vm) = info.vm {
-                    inner.by_vm.insert(vm, domid);
-                }
-                let info = Arc::new(info);
-                inner.domains.insert(domid, (Arc::clone(&info), generation));
-                let before = before.map(|(known, _)| known);
-                let changed = before.as_ref().is_none_or(|b| b.state != info.state);
-                changed.then_some(Change { before, after: Some(info) })
-            }
-            None => {
-                let (known, _) = before?;
-                inner.forget(&known);
-                Some(Change { before: Some(known), after: None })
-            }
-        }
+        self.write().observe_one(domid, info)
     }
 
     /// All domains as last seen, dom0 first.

@@ -1,10 +1,14 @@
 //! The daemon as a process: real sockets, real TLS, a real disk, and the simulated world beside it, which lives
 //! on when the daemon is killed.
 #![allow(clippy::unwrap_used, reason = "tests and their helpers: a failure shall stop them")]
+#![allow(clippy::print_stdout, reason = "figures for whoever runs the tests with --nocapture")]
 
 mod calls;
 mod crash;
+mod crash_cases;
 mod crowd;
+mod history;
+mod hostile;
 mod secrets;
 mod stop;
 mod store;

@@ -84,10 +84,10 @@ async fn live_with_secrets(daemon: &Daemon, vm: VmId, said: &mut Said) {
         ("take_ownership", vec![text("ab"), text(format!("https://{URL_USER}:{URL_PASSWORD}@"))]),
         ("take_ownership", vec![text("ab"), text(format!("gopher://{URL_USER}:{URL_PASSWORD}@h/"))]),
         ("take_ownership", vec![structure([("manager_uuid", text("ab")), ("password", text(REFUSED))])]),
-        ("create_vm", and(structure([("vncpasswd", text(format!("{REFUSED}-too-long")))])).to_vec()),
+        ("create_vm", and(structure([("vncpasswd", text(format!("{REFUSED} with blanks")))])).to_vec()),
         (
             "configure_vm",
-            and(structure([("vfb", texts([format!("type=vnc,vncpasswd={REFUSED}-too-long")]))])).to_vec(),
+            and(structure([("vfb", texts([format!("type=vnc,vncpasswd={REFUSED} with blanks")]))])).to_vec(),
         ),
         (
             "configure_vm",

@@ -60,7 +60,10 @@ impl Home {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dom0d"));
+        // Another build of the same daemon may be measured.
+        let built =
+            std::env::var_os("DOM0D_UNDER_TEST").unwrap_or_else(|| env!("CARGO_BIN_EXE_dom0d").into());
+        let mut command = Command::new(built);
         command.args(self.arguments()).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
         command
     }
@@ -150,6 +153,10 @@ impl Daemon {
     pub async fn kill(mut self) {
         self.signal(Signal::SIGKILL);
         timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap();
+    }
+
+    pub async fn kill_if_alive(mut self) {
+        self.child.kill().await.unwrap();
     }
 
     /// Asks it to stop, and answers its exit code.

@@ -340,8 +340,12 @@ impl Form<'_> {
             Boot::Pygrub { args, extra } => (args.clone(), extra.clone()),
             _ => Default::default(),
         };
-        let args = self.text(params, "bootargs")?.or(self.text(params, "bootloader_args")?);
-        let args = args.map(|a| PygrubArgs::parse(a).map_err(|e| self.wrong("bootargs", e))).transpose()?;
+        // Two names of the dialect for the same.
+        let named =
+            ["bootargs", "bootloader_args"].map(|key| self.text(params, key).map(|t| t.map(|t| (key, t))));
+        let [bootargs, bootloader_args] = named;
+        let args = bootargs?.or(bootloader_args?);
+        let args = args.map(|(key, a)| PygrubArgs::parse(a).map_err(|e| self.wrong(key, e))).transpose()?;
         let extra = extra.map(|e| long("extra", e)).transpose()?;
         config.boot = Boot::Pygrub { args: args.unwrap_or(old_args), extra: extra.unwrap_or(old_extra) };
         Ok(())

@@ -1,3 +1,5 @@
+//! What acceptance promises: durable, once, bounded, remembered.
+
 use super::support::*;
 use crate::config;
 use crate::job::record::{JOBS, PLANS};
@@ -24,7 +26,7 @@ async fn an_accepted_job_is_on_disk_before_its_caller_hears_of_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_cannot_be_written_is_refused_and_leaves_nothing_behind() {
-    let mut store = Store::memory();
+    let store = Store::memory();
     let dead = store.die_after(1);
     let small = config::Jobs { max_open: 1, ..settings() };
     let life = Life::begin(store, std::sync::Arc::default(), small, dead).await;

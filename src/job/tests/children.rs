@@ -1,3 +1,5 @@
+//! Jobs within jobs.
+
 use super::support::*;
 use crate::job::{JobState, LockWant, SubmitError};
 use std::time::Duration;

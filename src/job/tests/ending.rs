@@ -1,3 +1,5 @@
+//! Cancels and deadlines, whenever they come.
+
 use super::support::*;
 use crate::config;
 use crate::job::engine::CANCELS;

@@ -1,3 +1,5 @@
+//! Work that comes again.
+
 use super::support::*;
 use crate::job::{JobState, Listing, Recurring};
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! A job's way forward: order, places, locks, progress.
+
 use super::support::*;
 use crate::config;
 use crate::job::record::StepState::{Done, Failed, Intended, Pending, UndoFailed, Undone};
@@ -140,4 +142,14 @@ async fn progress_never_falls_and_is_a_hundred_only_when_the_job_has_succeeded()
         watch(on("vm/a", &[("a", steps()), ("b", steps()), ("c", Act::Fail { no_effect: false })])).await;
     assert!(bad.is_sorted_by_key(|(progress, _)| *progress), "{bad:?}");
     assert!(bad.iter().all(|(p, _)| *p < 100), "{bad:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_answers_too_much_loses_its_answer_and_not_its_job() {
+    let life = Life::new().await;
+    let huge = || Act::AnswerBytes(300 * 1024);
+    let record = life.run(on("vm/a", &[("a", huge()), ("b", Act::Do), ("c", huge())])).await;
+    assert_eq!((record.state, &record.result), (JobState::Succeeded, &None));
+    assert_eq!(life.log(), ["run a", "run b", "run c"]);
+    life.assert_idle().await;
 }

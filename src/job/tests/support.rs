@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 pub enum Act {
     Do,
     Answer(serde_json::Value),
+    AnswerBytes(usize),
     Fail {
         no_effect: bool,
     },
@@ -88,6 +89,10 @@ impl Script {
             Act::Answer(value) => {
                 self.effect(name);
                 return Ok(Outcome::value(value));
+            }
+            Act::AnswerBytes(bytes) => {
+                self.effect(name);
+                return Ok(Outcome::value(serde_json::Value::String("x".repeat(bytes))));
             }
             Act::Fail { no_effect: true } => return Err(JobFault::refusal("REFUSED", "no")),
             Act::Fail { no_effect: false } => {
