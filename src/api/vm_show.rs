@@ -218,10 +218,7 @@ pub fn domain(observed: &ObservedDomain, host_cpus: u32, secrets: bool) -> Value
     put("maxmem", text(MiB::from(info.max_memory).0));
     put("vcpus", text(info.vcpus));
     put("online_vcpus", text(info.online_vcpus));
-    put(
-        "cpu_time",
-        text(format_args!("{}.{:09}", info.cpu_time_ns / 1_000_000_000, info.cpu_time_ns % 1_000_000_000)),
-    );
+    put("cpu_time", text(cpu_time(info)));
     put("state", text(state_letters(info.state)));
     put("status", text("2"));
     put("start_time", text(format_args!("{}.{:02}", info.started.0 / 1000, info.started.0 % 1000 / 10)));
@@ -252,6 +249,11 @@ pub fn domain(observed: &ObservedDomain, host_cpus: u32, secrets: bool) -> Value
     put("image", image(config, kernel));
     put("device", config.map_or_else(|| Value::Struct(Map::new()), |c| devices(c, info, secrets)));
     Value::Struct(map)
+}
+
+/// Seconds, with nanoseconds behind the point.
+pub(super) fn cpu_time(info: &DomainInfo) -> String {
+    format!("{}.{:09}", info.cpu_time_ns / 1_000_000_000, info.cpu_time_ns % 1_000_000_000)
 }
 
 fn uuid(info: &DomainInfo) -> String {

@@ -198,14 +198,21 @@ impl Operations {
 
     async fn prune(&self) -> Result<Outcome> {
         let store = |e: crate::store::StoreError| JobFault::new("STORE", e.to_string());
-        let events = self.events.prune().await.map_err(store)?;
-        let jobs = match self.engine() {
-            Some(engine) => engine.prune().await.map_err(store)?,
-            None => 0,
+        let pruning = async {
+            let events = self.events.prune().await.map_err(store)?;
+            let jobs = match self.engine() {
+                Some(engine) => engine.prune().await.map_err(store)?,
+                None => 0,
+            };
+            // The quietest moment there is to give back what this and bursts of calls have left in the heap.
+            give_back_memory().await;
+            Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))
         };
-        // The quietest moment there is to give back what this and bursts of calls have left in the heap.
-        let _ = tokio::task::spawn_blocking(crate::machine::memory::give_back).await;
-        Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))
+        tokio::select! {
+            done = pruning => done,
+            // A long history leaves holes all over the heap while it goes.
+            () = give_back_memory_now_and_then() => Err(JobFault::new("INTERRUPTED", "stopped")),
+        }
     }
 
     pub(super) async fn remove_left_files(&self, context: &StepContext) -> Result<Outcome> {
@@ -223,4 +230,17 @@ impl Operations {
         self.files.remove(file).await.map_err(fault::files)?;
         Ok(Outcome::done())
     }
+}
+
+/// Never ends. A short pruning is over before the first time.
+async fn give_back_memory_now_and_then() {
+    const EVERY: Duration = Duration::from_secs(5);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        give_back_memory().await;
+    }
+}
+
+async fn give_back_memory() {
+    let _ = tokio::task::spawn_blocking(crate::machine::memory::give_back).await;
 }

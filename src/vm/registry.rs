@@ -1,7 +1,8 @@
 //! All VMs in memory: records as committed, domains as last seen.
 //!
 //! Every change of an entry raises a generation that no other entry ever had, so that whoever keeps something
-//! made of an entry (an encoded answer) knows by the number alone whether it still holds.
+//! made of an entry (an encoded answer) knows by the number alone whether it still holds. The CPU time alone does
+//! not raise it: it is another at each look.
 
 use super::machine::{VmState, state_of};
 use super::record::VmRecord;
@@ -164,6 +165,9 @@ impl Registry {
             let domid = info.domid;
             let entry = match before {
                 Some((known, generation)) if *known == info => (known, generation),
+                Some((known, generation)) if is_same_but_for_cpu_time(&known, &info) => {
+                    (Arc::new(info), generation)
+                }
                 before => {
                     let info = Arc::new(info);
                     let was = before.map(|(known, _)| known);
@@ -226,9 +230,45 @@ impl Registry {
     }
 }
 
+fn is_same_but_for_cpu_time(a: &DomainInfo, b: &DomainInfo) -> bool {
+    *a == DomainInfo { cpu_time_ns: a.cpu_time_ns, ..b.clone() }
+}
+
 /// One difference between two looks at the world.
 #[derive(Debug, Clone)]
 pub struct Change {
     pub before: Option<Arc<DomainInfo>>,
     pub after: Option<Arc<DomainInfo>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{KiB, Timestamp};
+    use crate::xen::RunState;
+
+    #[test]
+    fn cpu_time_alone_is_taken_over_without_a_new_generation() {
+        let info = DomainInfo {
+            domid: DomId(3),
+            vm: None,
+            name: "x".to_owned(),
+            state: RunState::Running,
+            memory: KiB(1024),
+            max_memory: KiB(1024),
+            vcpus: 1,
+            online_vcpus: 1,
+            cpu_time_ns: 1,
+            started: Timestamp(0),
+            vnc_port: None,
+        };
+        let registry = Registry::default();
+        registry.observe(vec![info.clone()]);
+        let first = registry.domains().remove(0);
+        assert!(registry.observe(vec![DomainInfo { cpu_time_ns: 2, ..info.clone() }]).is_empty());
+        let second = registry.domains().remove(0);
+        assert_eq!((second.generation, second.info.cpu_time_ns), (first.generation, 2));
+        registry.observe(vec![DomainInfo { memory: KiB(2048), cpu_time_ns: 3, ..info }]);
+        assert_ne!(registry.domains().remove(0).generation, first.generation);
+    }
 }

@@ -99,6 +99,50 @@ fn every_form_of_a_value_that_clients_send_is_read() {
 }
 
 #[test]
+fn an_element_that_is_read_at_once_means_the_same_as_one_read_in_pieces() {
+    let plain = [
+        "<string>a b</string>",
+        "<string></string>",
+        "<string> ]]> \u{e9}\u{1F600} </string>",
+        " \n<int> 5 </int> ",
+        "<i4>7</i4>",
+        "<i8>-9</i8>",
+        "<ex:i8>9</ex:i8>",
+        "<boolean>1</boolean>",
+        "<double>-1.5e3</double>",
+        "<base64>aGVs\nbG8=</base64>",
+        "<dateTime.iso8601>20261122T01:02:03</dateTime.iso8601>",
+        "<nil></nil>",
+        "<int>x</int>",
+        "<string>a</strin>",
+        "<string>a</string >",
+        "<string>a</string>b",
+        "<string>a<b/></string>",
+        "<unknown>a</unknown>",
+        "<string>a",
+        "<struct></struct>",
+        "<array></array>",
+        "<struct><member> <name>n</name> <value><string>v</string></value></member></struct>",
+    ];
+    let meaning = |value: &str| match read(value) {
+        Ok(value) => Ok(value),
+        Err(DecodeError::Malformed { problem, .. }) => Err(problem),
+        Err(limit) => panic!("{limit}"),
+    };
+    for value in plain {
+        // An attribute in each start tag: those are read by events.
+        let mut pieces = value.to_owned();
+        for tag in
+            ["string", "int", "i4", "i8", "ex:i8", "boolean", "double", "base64", "nil", "name", "unknown"]
+        {
+            pieces = pieces.replace(&format!("<{tag}>"), &format!("<{tag} a='1'>"));
+        }
+        pieces = pieces.replace("<dateTime.iso8601>", "<dateTime.iso8601 a='1'>");
+        assert_eq!(meaning(value), meaning(&pieces), "{value}");
+    }
+}
+
+#[test]
 fn what_is_no_value_is_refused_with_the_place_and_what_is_allowed() {
     for (xml, allowed) in [
         ("<value><i4>2147483648</i4></value>", "2147483647"),

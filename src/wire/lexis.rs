@@ -32,6 +32,32 @@ pub(super) enum Tag {
 }
 
 impl Tag {
+    pub(super) fn is_scalar(self) -> bool {
+        match self {
+            Self::Int
+            | Self::Int64
+            | Self::Boolean
+            | Self::Double
+            | Self::String
+            | Self::Base64
+            | Self::DateTime
+            | Self::Nil => true,
+            Self::MethodCall
+            | Self::MethodName
+            | Self::MethodResponse
+            | Self::Fault
+            | Self::Params
+            | Self::Param
+            | Self::Value
+            | Self::Array
+            | Self::Data
+            | Self::Struct
+            | Self::Member
+            | Self::Name
+            | Self::Unknown => false,
+        }
+    }
+
     pub(super) fn of(name: &str) -> Self {
         match name {
             "value" => Self::Value,
@@ -58,6 +84,9 @@ impl Tag {
         }
     }
 }
+
+/// `dateTime.iso8601` and `methodResponse` are the longest names of tags.
+pub(super) const LONGEST_TAG: usize = 16;
 
 pub(super) const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
@@ -98,7 +127,7 @@ pub(super) fn base64(text: &str) -> Option<Value> {
 }
 
 /// The whole document is UTF-8 and has no character that XML 1.0 forbids, in text, markup or comment.
-pub(super) fn check_characters(document: &[u8], skipped: usize) -> Result<(), DecodeError> {
+pub(super) fn check_characters(document: &[u8], skipped: usize) -> Result<&str, DecodeError> {
     let refuse = |at: usize, problem| {
         Err(DecodeError::Malformed { at: at + skipped, problem, allowed: "XML 1.0 characters in UTF-8" })
     };
@@ -114,8 +143,8 @@ pub(super) fn check_characters(document: &[u8], skipped: usize) -> Result<(), De
         Err(error) => refuse(error.valid_up_to(), "not UTF-8"),
         Ok(text) if document.contains(&0xEF) => match text.find(['\u{FFFE}', '\u{FFFF}']) {
             Some(at) => refuse(at, "a character that XML forbids"),
-            None => Ok(()),
+            None => Ok(text),
         },
-        Ok(_) => Ok(()),
+        Ok(text) => Ok(text),
     }
 }
