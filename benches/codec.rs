@@ -3,6 +3,7 @@
 //! The crate's parser reads answers only, so it is given the same value as an answer; ours is measured on both.
 //! Rounds of the two alternate, and the time is CPU time, so that what else the machine does matters little.
 #![allow(clippy::unwrap_used, reason = "a bench: a failure shall stop it")]
+#![allow(clippy::explicit_write, reason = "println is for what must never print")]
 
 use dom0d::config;
 use dom0d::wire::{Answer, Value, decode_call, decode_response, encode_call, encode_response, encode_value};

@@ -4,6 +4,9 @@
 //! that of its process by the kernel's clock for it, so the callers, which are in this process, do not count. What
 //! is compared with something is measured in the same run, in turns.
 #![allow(clippy::unwrap_used, reason = "a bench: a failure shall stop it")]
+#![allow(clippy::explicit_write, reason = "println is for what must never print")]
+#![allow(clippy::disallowed_methods, reason = "a bench lets time pass between two readings")]
+#![allow(clippy::zombie_processes, reason = "the world ends with the bench")]
 
 mod bare;
 mod calls;
