@@ -154,7 +154,7 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let pid = std::fs::read_to_string(self.world_socket().with_added_extension("pid"));
+        let pid = std::fs::read_to_string(self.world_socket().with_file_name("world.sock.pid"));
         if let Some(pid) = pid.ok().and_then(|pid| pid.trim().parse().ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
