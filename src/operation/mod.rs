@@ -30,6 +30,7 @@ use crate::xen::Toolstack;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// A store that can be read only has none: then the host has this one for as long as the daemon lives.
@@ -60,6 +61,9 @@ pub trait Access: Send + Sync + 'static {
     /// connections. `false`: it was not time. Blocking.
     fn renew_certificate(&self, if_due: bool) -> Result<bool, String>;
 }
+
+/// What a job gets beyond the waits it has planned.
+const DEADLINE_SLACK_S: u64 = 300;
 
 /// The worlds, as drivers.
 #[derive(Clone)]
@@ -198,6 +202,11 @@ impl Operations {
     /// A plan as the engine takes it.
     pub fn submission(&self, verb: &str, caller: &str, plan: plan::Plan, mut options: Options) -> Submission {
         options.essential |= plan.essential;
+        // A job that is to wait long is not to fail for it.
+        let default_s = self.settings.jobs.default_deadline_s;
+        if plan.waits_s > 0 && options.deadline.is_none() {
+            options.deadline = Some(Duration::from_secs(default_s.max(plan.waits_s + DEADLINE_SLACK_S)));
+        }
         Submission {
             verb: verb.to_owned(),
             about: plan.about,

@@ -20,12 +20,15 @@ pub struct Plan {
     pub steps: Vec<PlannedStep>,
     /// May use the reserve of disk space: it frees something, or ends something.
     pub essential: bool,
+    /// How long its steps may wait for guests and clocks, seconds: its deadline lies beyond that.
+    pub waits_s: u64,
 }
 
 impl Plan {
     fn new(about: impl Into<String>, locks: Vec<LockWant>, steps: Vec<Step>) -> Self {
+        let waits_s = steps.iter().map(Step::waits_s).sum();
         let steps = steps.into_iter().map(Step::planned).collect();
-        Self { about: about.into(), locks, steps, essential: false }
+        Self { about: about.into(), locks, steps, essential: false, waits_s }
     }
 
     fn essential(mut self) -> Self {

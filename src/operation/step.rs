@@ -236,6 +236,15 @@ impl Step {
         }
     }
 
+    /// How long it may wait by its own data, seconds.
+    pub fn waits_s(&self) -> u64 {
+        match self {
+            Self::ShutdownDomain { timeout_s, .. } | Self::AskReboot { timeout_s, .. } => *timeout_s,
+            Self::Sleep { ms } => ms.div_ceil(1000),
+            _ => 0,
+        }
+    }
+
     /// Has it an effect outside the store, can it be undone, how long does it take compared to others.
     fn nature(&self) -> (bool, bool, u32) {
         match self {
