@@ -1,8 +1,10 @@
 //! F14 on the whole daemon: a damaged store, a folder that can only be read, a disk that is full.
 
 use crate::support::*;
-use dom0d::api::value::{structure, text};
+use dom0d::api::value::{int, structure, text};
 use dom0d::model::VmId;
+use dom0d::sim::{Fate, Kind, Rule};
+use dom0d::wire::Value;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -97,19 +99,13 @@ async fn a_missing_store_is_rebuilt_and_vms_ownership_and_password_are_back() {
 struct Disk(tempfile::TempDir);
 
 impl Disk {
-    /// `None`: this machine lets us mount nothing (not root).
-    fn new(mib: u64) -> Option<Self> {
+    fn new(mib: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let size = format!("size={mib}m,mode=700");
         let mounted =
             mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()));
-        match mounted {
-            Ok(()) => Some(Self(folder)),
-            Err(error) => {
-                println!("skipped: no disk of its own for this test (root is needed): {error}");
-                None
-            }
-        }
+        mounted.unwrap_or_else(|error| panic!("this test mounts a disk of its own, so it needs root: {error}"));
+        Self(folder)
     }
 
     fn path(&self) -> &Path {
@@ -138,7 +134,7 @@ impl Drop for Disk {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_disk_that_can_only_be_read_reads_are_answered_and_changes_refused_with_the_reason() {
-    let Some(disk) = Disk::new(64) else { return };
+    let disk = Disk::new(64);
     let home = Home::with_state(disk.path().join("state"));
     let daemon = home.start().await;
     let vm = VmId::random();
@@ -184,7 +180,7 @@ async fn on_a_disk_that_can_only_be_read_reads_are_answered_and_changes_refused_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_full_disk_new_vms_are_refused_nothing_is_lost_and_a_vm_can_still_be_stopped() {
-    let Some(disk) = Disk::new(96) else { return };
+    let disk = Disk::new(96);
     let home = Home::with_state(disk.path().join("state"));
     let daemon = home.start().await;
     let (on, off) = (VmId::random(), VmId::random());
@@ -226,4 +222,32 @@ async fn on_a_full_disk_new_vms_are_refused_nothing_is_lost_and_a_vm_can_still_b
     assert_eq!(caller.state_of(new).await.as_deref(), Some("running"));
     let names: Vec<_> = list(&caller.ask("vm_list", &[]).await).to_vec();
     assert_eq!(names.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_full_disk_what_was_accepted_before_lets_go_of_its_locks_so_that_a_vm_can_be_stopped() {
+    let disk = Disk::new(96);
+    let home = Home::with_state(disk.path().join("state"));
+    let daemon = home.start().await;
+    let vm = VmId::random();
+    let mut caller = daemon.remote();
+    caller.until_settled().await;
+    caller.create(vm).await;
+    caller.on_vm("start_vm", vm).await;
+    home.world().add_rule(Rule::next(Kind::Pause, Fate::DelayMs(2000)).of_vm(vm)).await.unwrap();
+    let named = [text(REPO), text(vm)];
+    let pause = caller.submit("pause_vm", &named, structure([])).await;
+    let unpause = caller.submit("unpause_vm", &named, structure([])).await;
+    let stop = caller.submit("stop_vm", &[text(REPO), text(vm), Value::Bool(true)], structure([])).await;
+    disk.fill();
+    let mut ends = Vec::new();
+    for job in [pause, unpause, stop] {
+        let ended = caller.ask("job_wait", &[int(job), Value::Int(30)]).await;
+        ends.push(format!("{} {:?}", string(field(&ended, "state")), field(&ended, "fault")));
+    }
+    assert!(ends[0].starts_with("succeeded"), "it had begun: {ends:?}");
+    assert!(ends[1].starts_with("failed") && ends[1].contains("DISK_FULL"), "{ends:?}");
+    assert!(ends[2].starts_with("succeeded"), "{ends:?}");
+    assert_eq!(caller.state_of(vm).await.as_deref(), Some("off"));
+    assert_eq!(caller.locks().await, 0);
 }
