@@ -37,7 +37,7 @@ const ENGINE_DEADLINE: Duration = Duration::from_secs(120);
 /// Verifying rows at open stops after this; a larger store is verified further by `check`.
 const VERIFY_BUDGET: Duration = Duration::from_millis(300);
 /// And after so many rows: reading 100,000 took the engine 55 MB of memory that it never gave back.
-const VERIFY_ROWS: u64 = 20_000;
+const VERIFY_ROWS: u64 = 5_000;
 /// After a rebuild, numbers go on so far above the last ones known. The ledger is never so far behind.
 const NUMBERS_JUMP: u64 = 1_000_000;
 /// Damaged stores kept.
