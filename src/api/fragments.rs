@@ -8,10 +8,10 @@ use crate::xen::DomId;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Bounded by the number of domains: what is not in the newest list is dropped.
+/// With the generation and the number of CPUs that they show. Bounded by the number of domains: what is not in the newest list is dropped.
 #[derive(Default)]
 pub(super) struct Fragments {
-    kept: Mutex<HashMap<DomId, (u64, Encoded)>>,
+    kept: Mutex<HashMap<DomId, (u64, u32, Encoded)>>,
 }
 
 impl Fragments {
@@ -21,10 +21,14 @@ impl Fragments {
         let elements = domains
             .iter()
             .map(|domain| match kept.get(&domain.info.domid) {
-                Some((generation, encoded)) if *generation == domain.generation => encoded.clone(),
+                Some((generation, cpus, encoded))
+                    if (*generation, *cpus) == (domain.generation, host_cpus) =>
+                {
+                    encoded.clone()
+                }
                 _ => {
                     let encoded = encode_value(&vm_show::domain(domain, host_cpus, true));
-                    kept.insert(domain.info.domid, (domain.generation, encoded.clone()));
+                    kept.insert(domain.info.domid, (domain.generation, host_cpus, encoded.clone()));
                     encoded
                 }
             })
