@@ -150,6 +150,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         settings = load(config_file.as_deref(), &overrides)?;
     }
     logging::init(settings.log.level, settings.log.format).map_err(start_failure)?;
+    settings.wire.max_connections = connections_that_fit(settings.wire.max_connections);
     let start = Start {
         settings,
         dev: daemon.dev,
@@ -160,6 +161,51 @@ fn run(cli: Cli) -> Result<(), Failure> {
         overrides,
     };
     block_on(agent::run(start))?.map_err(start_failure)
+}
+
+/// Descriptors for all that is no connection: the store, children's pipes, the world.
+const OTHER_DESCRIPTORS: u64 = 256;
+/// Children inherit the limit, and some try to close every descriptor there could be.
+const USUAL_DESCRIPTORS: u64 = 65_536;
+
+/// Raises the limit of open files as far as it may be, and says how many connections then fit: better to refuse one
+/// in good order than to fail for want of a descriptor somewhere in a job.
+fn connections_that_fit(wanted: usize) -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (mut soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok(limits) => limits,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files is not known");
+            return wanted;
+        }
+    };
+    let raised = raised_limit(wanted, soft, hard);
+    match setrlimit(Resource::RLIMIT_NOFILE, raised, hard) {
+        Ok(()) => soft = raised,
+        Err(error) => tracing::warn!(%error, soft, hard, "the limit of open files cannot be raised"),
+    }
+    let fit = clamped(wanted, soft);
+    if fit < wanted {
+        tracing::warn!(
+            wanted,
+            connections = fit,
+            limit = soft,
+            "fewer connections than wire.max_connections fit into the limit of open files; raise it \
+             (LimitNOFILE= in the unit)"
+        );
+    }
+    fit
+}
+
+fn raised_limit(connections: usize, soft: u64, hard: u64) -> u64 {
+    let needed = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OTHER_DESCRIPTORS);
+    needed.max(USUAL_DESCRIPTORS).min(hard).max(soft)
+}
+
+fn clamped(connections: usize, limit: u64) -> usize {
+    let left = usize::try_from(limit.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX);
+    // A few always, or nobody could ask what is wrong.
+    connections.min(left.max(16))
 }
 
 fn start_failure(error: impl std::error::Error) -> Failure {
@@ -320,5 +366,17 @@ mod tests {
     fn a_relative_state_folder_is_made_absolute() {
         let flags = overrides(&daemon(&[]).unwrap(), Some(PathBuf::from("here")), None).unwrap();
         assert!(flags.state_dir.unwrap().is_absolute());
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_raised_for_the_connections_and_no_more_are_taken_than_fit() {
+        assert_eq!(raised_limit(1024, 1024, 524_288), USUAL_DESCRIPTORS);
+        assert_eq!(raised_limit(65_536, 1024, 524_288), 65_536 + OTHER_DESCRIPTORS);
+        assert_eq!(raised_limit(1024, 1024, 4096), 4096);
+        assert_eq!(raised_limit(1, 524_288, 524_288), 524_288, "never lowered");
+        assert_eq!(clamped(1024, 65_536), 1024);
+        assert_eq!(clamped(1024, 1024), 768);
+        assert_eq!(clamped(1024, 100), 16);
+        assert_eq!(clamped(4, 100), 4);
     }
 }

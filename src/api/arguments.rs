@@ -63,6 +63,8 @@ pub const fn may(name: &'static str, kind: Type, help: &'static str) -> Param {
 pub struct Arguments {
     verb: &'static str,
     values: BTreeMap<&'static str, Value>,
+    /// The plan that is made of these is only to be shown: what costs much need not be computed.
+    pub dry: bool,
 }
 
 impl Arguments {
@@ -94,7 +96,7 @@ impl Arguments {
             }
             checked.insert(param.name, value);
         }
-        Ok(Self { verb, values: checked })
+        Ok(Self { verb, values: checked, dry: false })
     }
 
     /// An error about one parameter.

@@ -66,6 +66,11 @@ pub const TABLE: &[(&str, i32, &str)] = &[
     ("STORE", 602, "the store failed; nothing was acknowledged that is not on disk"),
     ("STOPPING", 700, "the agent is stopping; try again when it is back"),
     ("ANSWER_TOO_BIG", 701, "the answer is larger than the settings allow"),
+    (
+        "NOT_CALLED",
+        702,
+        "the time of system.multicall was over; the call was not made or, if it only reads, not waited for",
+    ),
     ("INTERNAL", 799, "something that was not foreseen; the log says more"),
 ];
 
@@ -117,7 +122,14 @@ impl From<StoreError> for ApiFault {
             StoreError::Refused(_) => "INVALID_PARAMETER",
             StoreError::Damaged(_) | StoreError::Io(_) => "STORE",
         };
-        Self::new(name, format!("{error}; nothing was changed"))
+        let after = match error {
+            // The write may have reached the disk before the failure did us.
+            StoreError::Damaged(_) | StoreError::Io(_) => {
+                "what was asked may have been done; look before asking again"
+            }
+            _ => "nothing was changed",
+        };
+        Self::new(name, format!("{error}; {after}"))
     }
 }
 
@@ -167,5 +179,14 @@ mod tests {
         let wire = fault.on_wire(true, Dialect::V33);
         assert!(wire.fault_string.starts_with("<type 'exceptions.Exception'>:"));
         assert_eq!(fault.on_wire(false, Dialect::V32).fault_code, 200);
+    }
+
+    #[test]
+    fn a_failed_store_does_not_claim_that_nothing_was_changed() {
+        for error in [StoreError::Io("x".to_owned()), StoreError::Damaged("x".to_owned())] {
+            let text = ApiFault::from(error).text;
+            assert!(!text.contains("nothing was changed") && text.contains("look before"), "{text}");
+        }
+        assert!(ApiFault::from(StoreError::DiskFull("x".to_owned())).text.ends_with("nothing was changed"));
     }
 }

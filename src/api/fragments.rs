@@ -21,6 +21,8 @@ pub(super) struct Fragments {
 
 struct Kept {
     generation: u64,
+    /// How many CPUs of the host it shows.
+    host_cpus: u32,
     cpu_time_ns: u64,
     encoded: Encoded,
     /// Where in `encoded` the digits of the CPU time are; empty if they are not found.
@@ -34,7 +36,7 @@ impl Fragments {
         let mut elements = Vec::with_capacity(domains.len());
         for domain in domains {
             let domid = domain.info.domid;
-            let known = kept.get_mut(&domid).and_then(|known| known.brought_up_to(domain));
+            let known = kept.get_mut(&domid).and_then(|known| known.brought_up_to(domain, host_cpus));
             elements.push(known.unwrap_or_else(|| {
                 let new = Kept::new(domain, host_cpus);
                 let encoded = new.encoded.clone();
@@ -58,6 +60,7 @@ impl Kept {
         let length = encoded.0[begin..].iter().take_while(|byte| **byte != b'<').count();
         Self {
             generation: domain.generation,
+            host_cpus,
             cpu_time_ns: domain.info.cpu_time_ns,
             encoded,
             digits: begin..begin + length,
@@ -65,8 +68,8 @@ impl Kept {
     }
 
     /// The domain's element, if no more than its CPU time has changed.
-    fn brought_up_to(&mut self, domain: &ObservedDomain) -> Option<Encoded> {
-        if self.generation != domain.generation {
+    fn brought_up_to(&mut self, domain: &ObservedDomain, host_cpus: u32) -> Option<Encoded> {
+        if (self.generation, self.host_cpus) != (domain.generation, host_cpus) {
             return None;
         }
         if self.cpu_time_ns != domain.info.cpu_time_ns {

@@ -4,7 +4,7 @@ use super::Api;
 use super::arguments::{Arguments, Type, may, need};
 use super::document::{CAPABILITIES, HardwareDocument, ServerDocument, discover_hardware, discover_server};
 use super::fault::{ApiFault, Result};
-use super::value::{int, or_nil, structure, text, texts};
+use super::value::{int, is_secret, or_nil, structure, text, texts};
 use super::verb::{Kind, Origin, Row, Verb, nil};
 use crate::host::support::{PIECES, Piece, SupportFiles};
 use crate::host::{HostRecord, parse_roles, password};
@@ -13,7 +13,8 @@ use crate::model::{Bytes, MiB};
 use crate::operation::fault;
 use crate::operation::plan::{self, Plan};
 use crate::operation::step::Step;
-use crate::wire::{Answer, Caller, Role, Value, hash_password};
+use crate::vm::KeptValue;
+use crate::wire::{Answer, AuthError, Caller, Role, Value, hash_password_alone};
 use crate::xen::{HypervisorInfo, ToolstackError};
 use futures_util::future::{BoxFuture, FutureExt};
 use std::net::{IpAddr, Ipv4Addr};
@@ -269,7 +270,12 @@ impl Api {
     fn secrets(&self) -> Vec<String> {
         let vms = self.operations.vms.all();
         let passwords = vms.iter().filter_map(|vm| vm.record.config.vnc.as_ref()?.password.as_ref());
-        passwords.map(|p| p.expose().to_owned()).collect()
+        let own = vms.iter().flat_map(|vm| &vm.record.kept).filter(|(key, _)| is_secret(key));
+        let own = own.filter_map(|(_, value)| match value {
+            KeptValue::Text(text) => Some(text.as_str().to_owned()),
+            _ => None,
+        });
+        passwords.map(|p| p.expose().to_owned()).chain(own).collect()
     }
 }
 
@@ -293,9 +299,13 @@ planner!(update_agent_password, |_api, arguments| {
     let secret = password::check(arguments.text("user")?, arguments.text("password")?)
         .map_err(|e| arguments.wrong("password", e))?;
     // Hashed here, so that the job never knows the password.
-    let hash = tokio::task::spawn_blocking(move || hash_password(&secret)).await;
-    let internal = |e: String| ApiFault::new("INTERNAL", e);
-    let hash = hash.map_err(|e| internal(e.to_string()))?.map_err(|e| internal(e.to_string()))?;
+    let hash = match arguments.dry {
+        true => String::new(),
+        false => hash_password_alone(secret).await.map_err(|e| {
+            let name = if matches!(e, AuthError::Busy) { "QUEUE_FULL" } else { "INTERNAL" };
+            ApiFault::new(name, e.to_string())
+        })?,
+    };
     Ok(plan::host_change("change the password", "password", Step::SetPassword { hash }))
 });
 

@@ -61,7 +61,7 @@ fn job_submit<'a>(
         let params = arguments.array("params")?.to_vec();
         let fields = Fields::of(arguments, "options", &["idempotency_key", "deadline_s", "dry_run"])?;
         if fields.bool("dry_run")? {
-            let plan = api.plan(verb, params, caller).await?;
+            let plan = api.plan(verb, params, caller, true).await?;
             return Ok(plan_value(verb.name, &plan).into());
         }
         let key = fields.text("idempotency_key")?;

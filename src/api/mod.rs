@@ -19,6 +19,7 @@ mod host;
 mod job;
 mod ownership;
 mod power;
+mod reading;
 #[cfg(test)]
 mod reference;
 mod system;
@@ -33,14 +34,14 @@ use crate::model::{JobId, Timestamp};
 use crate::operation::Operations;
 use crate::operation::plan::Plan;
 use crate::wire::{Answer, Call, Caller, Fault, Handler, Value};
-use crate::xen::HypervisorInfo;
 use arguments::Arguments;
 use fault::{ApiFault, Result};
 use fragments::Fragments;
 use futures_util::future::{BoxFuture, FutureExt};
+use reading::Reading;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use verb::{Kind, Origin, Verb};
@@ -56,10 +57,12 @@ pub struct Api {
     engine: Engine,
     verbs: BTreeMap<&'static str, Verb>,
     fragments: Fragments,
-    /// When the domains were last read as a whole. Held across the reading, so that many callers cause one.
-    sampled: tokio::sync::Mutex<Option<Instant>>,
-    host_cpus: AtomicU32,
-    hypervisor: Mutex<Option<Arc<HypervisorInfo>>>,
+    /// All domains.
+    domains: Reading,
+    /// The hypervisor, until it has told of itself.
+    hypervisor: Reading,
+    /// 0 until the hypervisor has told.
+    host_cpus: Arc<AtomicU32>,
     /// What the wire and the certificates tell of themselves; the composition root knows.
     about: Arc<dyn About>,
 }
@@ -108,9 +111,9 @@ impl Api {
             engine,
             verbs: table(),
             fragments: Fragments::default(),
-            sampled: tokio::sync::Mutex::new(None),
-            host_cpus: AtomicU32::new(0),
-            hypervisor: Mutex::new(None),
+            domains: Reading::default(),
+            hypervisor: Reading::default(),
+            host_cpus: Arc::default(),
             about,
         }
     }
@@ -123,35 +126,33 @@ impl Api {
         self.host_cpus.load(Ordering::Relaxed)
     }
 
-    /// The hypervisor as it was told last; asked once.
-    async fn hypervisor(&self) -> Option<Arc<HypervisorInfo>> {
-        let known = self.hypervisor.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if known.is_some() {
-            return known;
-        }
-        let info = Arc::new(self.operations.toolstack.info().await.ok()?);
-        self.host_cpus.store(info.nr_cpus, Ordering::Relaxed);
-        *self.hypervisor.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&info));
-        Some(info)
-    }
-
-    /// Reads all domains if the last reading is too old. If the toolstack does not answer, what was last seen
-    /// is what there is to tell.
-    async fn fresh_sample(&self) {
-        let mut sampled = self.sampled.lock().await;
-        if sampled.is_some_and(|at| at.elapsed() < SAMPLE_AGE) {
+    /// How many CPUs the host has; asked until it is known.
+    async fn ask_hypervisor(&self) {
+        if self.host_cpus() != 0 {
             return;
         }
-        self.hypervisor().await;
-        match self.operations.toolstack.list().await {
-            Ok(domains) => {
-                self.operations.look_at(domains);
-                *sampled = Some(Instant::now());
+        let (operations, cpus) = (Arc::clone(&self.operations), Arc::clone(&self.host_cpus));
+        let ask = || async move {
+            if let Ok(info) = operations.toolstack.info().await {
+                cpus.store(info.nr_cpus, Ordering::Relaxed);
             }
-            Err(error) => {
-                tracing::warn!(%error, "the domains cannot be listed; answering with what was last seen")
+        };
+        self.hypervisor.wait(SAMPLE_AGE, ask).await;
+    }
+
+    /// Reads all domains if the last reading is too old. If the toolstack does not answer (or not soon), what was
+    /// last seen is what there is to tell.
+    async fn fresh_sample(&self) {
+        let operations = Arc::clone(&self.operations);
+        let list = || async move {
+            match operations.toolstack.list().await {
+                Ok(domains) => operations.look_at(domains),
+                Err(error) => {
+                    tracing::warn!(%error, "the domains cannot be listed; answering with what was last seen")
+                }
             }
-        }
+        };
+        tokio::join!(self.ask_hypervisor(), self.domains.wait(SAMPLE_AGE, list));
     }
 
     fn verb(&self, name: &str) -> Result<&Verb> {
@@ -174,7 +175,12 @@ impl Api {
         Err(ApiFault::new("NOT_PERMITTED", text.to_lowercase()))
     }
 
-    async fn answer(&self, verb: &Verb, params: Vec<Value>, caller: &Caller) -> Result<Answer> {
+    /// Until when a change's caller waits for its job.
+    fn wait_end(&self) -> Instant {
+        Instant::now() + Duration::from_secs(self.operations.settings.jobs.wait_limit_s)
+    }
+
+    async fn answer(&self, verb: &Verb, params: Vec<Value>, caller: &Caller, end: Instant) -> Result<Answer> {
         Self::permit(verb, caller)?;
         match verb.kind {
             Kind::Read(read) | Kind::Envelope(read) => {
@@ -187,7 +193,7 @@ impl Api {
                 tracing::info!(verb = verb.name, %caller, outcome, "signal");
                 answer
             }
-            Kind::Job(_, answer) => Ok(answer(&*self.change(verb, params, caller).await?).into()),
+            Kind::Job(_, answer) => Ok(answer(&*self.change(verb, params, caller, end).await?).into()),
         }
     }
 
@@ -195,8 +201,13 @@ impl Api {
     ///
     /// A job whose plan was overtaken by somebody else's change has done nothing: the plan is made anew from what
     /// is now, as if the call had come a moment later. Each time, somebody else got on.
-    async fn change(&self, verb: &Verb, params: Vec<Value>, caller: &Caller) -> Result<Arc<JobRecord>> {
-        let end = Instant::now() + Duration::from_secs(self.operations.settings.jobs.wait_limit_s);
+    async fn change(
+        &self,
+        verb: &Verb,
+        params: Vec<Value>,
+        caller: &Caller,
+        end: Instant,
+    ) -> Result<Arc<JobRecord>> {
         for _ in 1..PLANS {
             let id = self.submit(verb, params.clone(), caller, Options::default()).await?;
             match self.finished(id, end).await {
@@ -217,7 +228,7 @@ impl Api {
         options: Options,
     ) -> Result<JobId> {
         let shown = masked(verb, &params);
-        let plan = self.plan(verb, params, caller).await?;
+        let plan = self.plan(verb, params, caller, false).await?;
         let mut submission = self.operations.submission(verb.name, &caller.to_string(), plan, options);
         submission.params = shown;
         let id = self.engine.submit(submission).await?;
@@ -225,12 +236,14 @@ impl Api {
         Ok(id)
     }
 
-    async fn plan(&self, verb: &Verb, params: Vec<Value>, caller: &Caller) -> Result<Plan> {
+    /// `dry`: the plan is only to be shown.
+    async fn plan(&self, verb: &Verb, params: Vec<Value>, caller: &Caller, dry: bool) -> Result<Plan> {
         let Kind::Job(planner, _) = verb.kind else {
             let text = format!("{} is a {}; only changes are jobs", verb.name, verb.kind_name());
             return Err(ApiFault::new("NOT_A_JOB", text));
         };
-        let arguments = Arguments::check(verb.name, verb.params, params)?;
+        let mut arguments = Arguments::check(verb.name, verb.params, params)?;
+        arguments.dry = dry;
         planner(self, &arguments, caller).await
     }
 
@@ -293,7 +306,7 @@ impl Handler for Api {
                 Err(fault) => return Err(fault.on_wire(true, dialect)),
             };
             let started = Timestamp::now();
-            let answer = self.answer(verb, call.params, &call.caller).await;
+            let answer = self.answer(verb, call.params, &call.caller, self.wait_end()).await;
             if let Err(fault) = &answer {
                 let took_ms = Timestamp::now().0.saturating_sub(started.0);
                 tracing::debug!(verb = verb.name, caller = %call.caller, fault = fault.name, took_ms, "call failed");

@@ -50,7 +50,8 @@ pub fn to_json_masked(value: &Value) -> serde_json::Value {
     masked("", value, &mut SHOWN_BYTES.clone())
 }
 
-fn is_secret(name: &str) -> bool {
+/// Does something of this name hold a secret?
+pub(super) fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ["passw", "secret", "credential", "private", "token"].iter().any(|part| name.contains(part))
         || name == "vncp"
@@ -85,20 +86,50 @@ fn masked(name: &str, value: &Value, left: &mut usize) -> serde_json::Value {
     }
 }
 
-/// Device texts hold `key=value` parts.
+/// Between the parts of a device text, a command line, a query.
+fn is_separator(c: char) -> bool {
+    c.is_whitespace() || ",;&|".contains(c)
+}
+
+/// Device texts, command lines and the like hold `key=value` or `key:value` parts; those with a secret's name lose
+/// their value.
 fn masked_text(text: &str) -> String {
     // Private keys, and credentials in URLs; before it is cut, so that no half of one is left.
     let cut: String = redact(text, &[]).chars().take(512).collect();
-    if !cut.contains('=') {
-        return cut;
-    }
-    let part = |part: &str| match part.split_once('=') {
-        Some((key, _)) if is_secret(key.trim_matches(|c: char| !c.is_ascii_alphanumeric())) => {
-            format!("{key}=***")
+    let mut shown = String::with_capacity(cut.len());
+    let mut rest = cut.as_str();
+    while let Some(at) = rest.find(['=', ':']) {
+        let (before, after) = rest.split_at(at + 1);
+        shown.push_str(before);
+        rest = after;
+        let key = before[..at].trim_end().rsplit(is_separator).next().unwrap_or_default();
+        if is_secret(key.trim_matches(|c: char| !c.is_ascii_alphanumeric())) {
+            let value = after.trim_start();
+            shown.push_str(&after[..after.len() - value.len()]);
+            let length = value_length(value);
+            if length > 0 {
+                shown.push_str("***");
+            }
+            rest = &value[length..];
         }
-        _ => part.to_owned(),
+    }
+    shown.push_str(rest);
+    shown
+}
+
+/// To the end of the quotation that it begins with, else to the next separator.
+fn value_length(value: &str) -> usize {
+    let Some(quote) = value.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
+        return value.find(is_separator).unwrap_or(value.len());
     };
-    cut.split(',').map(part).collect::<Vec<_>>().join(",")
+    let mut escaped = false;
+    for (at, c) in value.char_indices().skip(1) {
+        if c == quote && !escaped {
+            return at + 1;
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    value.len()
 }
 
 #[cfg(test)]
@@ -119,5 +150,27 @@ mod tests {
         let json = to_json_masked(&value).to_string();
         assert!(!json.contains("geheim"), "{json}");
         assert!(json.contains("web1") && json.contains("keymap=de"), "{json}");
+    }
+
+    #[test]
+    fn secrets_within_a_text_are_masked_whatever_separates_them() {
+        for (text, shown) in [
+            ("console=hvc0 password=geheimA quiet", "console=hvc0 password=*** quiet"),
+            ("a=b;secret=geheim&x=y|token:geheim", "a=b;secret=***&x=y|token:***"),
+            ("root_password = geheim,x", "root_password = ***,x"),
+            ("a passwd=\"geheim \\\" geheim\" b", "a passwd=*** b"),
+            ("{\"password\": \"geheim\", \"n\": 1}", "{\"password\": ***, \"n\": 1}"),
+            ("x:password=geheim=geheim:geheim y", "x:password=*** y"),
+            ("password=", "password="),
+            ("file:/OVS/a.img,xvda,w", "file:/OVS/a.img,xvda,w"),
+        ] {
+            assert_eq!(masked_text(text), shown);
+        }
+    }
+
+    #[test]
+    fn a_managers_own_key_with_a_secrets_name_is_masked() {
+        let value = structure([("params", structure([("OVM_admin_password", text("geheim"))]))]);
+        assert!(!to_json_masked(&value).to_string().contains("geheim"));
     }
 }

@@ -4,7 +4,7 @@
 //! real ones. Fields that xend had and xl has not (`store_mfn`, `features`, …) are there and empty or "0", since
 //! clients read them by name.
 
-use super::value::{int, or_nil, structure, text, texts};
+use super::value::{int, is_secret, or_nil, structure, text, texts};
 use crate::model::{MiB, VmId};
 use crate::vm::{Action, Intent, KeptValue, ObservedDomain, Vm, VmRecord, allowed};
 use crate::wire::Value;
@@ -113,7 +113,9 @@ fn kept(value: &KeptValue) -> Value {
 /// `get_vm_config`: vm.cfg as a struct. `secrets`: whether the caller may see the VNC password.
 pub fn config(record: &VmRecord, secrets: bool) -> Value {
     let config = &record.config;
-    let mut map: Map = record.kept.iter().map(|(k, v)| (k.clone(), kept(v))).collect();
+    // A manager's own key may be a secret too.
+    let shown = |k: &str, v| if secrets || !is_secret(k) { kept(v) } else { text("***") };
+    let mut map: Map = record.kept.iter().map(|(k, v)| (k.clone(), shown(k, v))).collect();
     // The dialect's clients read these whether or not they were ever set.
     for key in ["OVM_description", "OVM_cpu_compat_group", "guest_os_type"] {
         map.entry(key.to_owned()).or_insert_with(|| text(""));
@@ -263,12 +265,27 @@ fn uuid(info: &DomainInfo) -> String {
     }
 }
 
+/// How many CPUs of a vCPU, and how many vCPUs, are shown.
+const SHOWN_CPUS: usize = 512;
+/// And how many CPUs in all: at some 36 bytes each 256 KiB.
+const SHOWN_CPUS_IN_ALL: usize = 7000;
+
+/// For each vCPU the CPUs it may run on. They are the same for all, and their product can be large: many vCPUs with
+/// a wide affinity must not make the whole of `list_vms` too big. So they are shown for as many vCPUs as fit, and
+/// the lists beyond are empty.
 fn cpus(config: Option<&DomainConfig>, vcpus: u32, host_cpus: u32) -> Value {
     let allowed: Vec<u32> = match config {
-        Some(config) if !config.cpus.is_empty() => config.cpus.clone(),
-        _ => (0..host_cpus.min(512)).collect(),
+        Some(config) if !config.cpus.is_empty() => {
+            // Before the hypervisor has told how many the host has, the wish is shown as it is.
+            let there = config.cpus.iter().filter(|cpu| host_cpus == 0 || **cpu < host_cpus);
+            there.take(SHOWN_CPUS).copied().collect()
+        }
+        _ => (0..host_cpus).take(SHOWN_CPUS).collect(),
     };
-    Value::Array((0..vcpus.min(512)).map(|_| texts(&allowed)).collect())
+    let vcpus = usize::try_from(vcpus).unwrap_or(SHOWN_CPUS).min(SHOWN_CPUS);
+    let full = vcpus.min(SHOWN_CPUS_IN_ALL / allowed.len().max(1));
+    let shown = std::iter::repeat_n(texts(&allowed), full);
+    Value::Array(shown.chain(std::iter::repeat_n(Value::Array(Vec::new()), vcpus - full)).collect())
 }
 
 fn image(config: Option<&DomainConfig>, kernel: &str) -> Value {
@@ -395,4 +412,48 @@ pub fn details(vm: &Vm, secrets: bool) -> Value {
     put("cpu_time_ns", or_nil(vm.domain.as_ref().map(|d| int(d.cpu_time_ns))));
     put("started", or_nil(vm.domain.as_ref().map(|d| text(d.started))));
     Value::Struct(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use crate::model::{RepoId, Timestamp};
+    use crate::wire::encode_value;
+
+    fn record(params: &[(&str, Value)]) -> VmRecord {
+        let settings = Settings::default().vm;
+        let form = crate::api::vm_form::Form { verb: "create_vm", settings: &settings };
+        let repo = RepoId::parse("0004fb0000030000aaaaaaaaaaaaaaaa").unwrap();
+        let vm = VmId::parse("0004fb0000060000aaaaaaaaaaaaaaaa").unwrap();
+        let params = params.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+        form.create(repo, vm, &params, Timestamp(0)).unwrap()
+    }
+
+    fn lengths(value: &Value) -> Vec<usize> {
+        let Value::Array(lists) = value else { panic!("{value:?}") };
+        lists.iter().map(|list| if let Value::Array(list) = list { list.len() } else { panic!() }).collect()
+    }
+
+    #[test]
+    fn the_cpus_of_a_wide_vm_are_the_hosts_and_no_more_than_a_quarter_mib() {
+        let config = record(&[("cpus", text("0-4095")), ("vcpus", int(128))]).config;
+        assert_eq!(lengths(&cpus(Some(&config), 2, 8)), [8, 8]);
+        for host_cpus in [0, 1, 64, 512, 4096] {
+            for config in [None, Some(&config)] {
+                let shown = cpus(config, 128, host_cpus);
+                assert_eq!(lengths(&shown).len(), 128);
+                assert!(encode_value(&shown).0.len() <= 256 * 1024, "{host_cpus}");
+            }
+        }
+        assert_eq!(lengths(&cpus(None, 64, 64)), [64; 64], "what is usual is shown whole");
+    }
+
+    #[test]
+    fn a_managers_own_secrets_are_not_shown_to_viewers() {
+        let record = record(&[("OVM_admin_password", text("geheim")), ("OVM_note", text("hello"))]);
+        let shown = |secrets| format!("{:?}", config(&record, secrets));
+        assert!(shown(true).contains("geheim"));
+        assert!(!shown(false).contains("geheim") && shown(false).contains("hello"));
+    }
 }

@@ -2,15 +2,16 @@
 //!
 //! Words: the *policy* is what the agent says now (the password's hash and role, the owner's pinned
 //! certificate, the local group); each new policy gets a new *generation*, and every decision that was kept
-//! dies with its generation. So a release of ownership or a new password acts at once, on kept-alive and on
+//! dies with its generation (of passwords: with the hash or the role). So a release of ownership or a new password acts at once, on kept-alive and on
 //! resumed connections too, because the role is asked for at each request and never kept in a connection.
 //!
 //! A password costs 19 MiB and some 30 ms to verify, which is why
-//! - only one is computed at a time, on a thread that may block, and its memory is given back;
+//! - only one is computed at a time, verified or hashed, on a thread that may block, and its memory is given back;
 //! - those who bring the same credentials wait for one computation together;
 //! - credentials once verified are known again by a keyed hash, so that a kept-alive call costs microseconds;
 //! - an address with too many failures in a minute is refused without computing. Known credentials pass before
-//!   that is asked, so that a brute force from the manager's own address does not lock the manager out.
+//!   that is asked, so that a brute force from the manager's own address does not lock the manager out; and one
+//!   attempt every few seconds is let through all the same, so that a manager not known yet gets in.
 
 use super::Role;
 use super::certificate::{self, PeerCertificate};
@@ -49,6 +50,10 @@ pub enum AuthError {
     Random,
     #[error("the password cannot be hashed: {0}")]
     Hash(argon2::password_hash::Error),
+    #[error("too many passwords wait to be hashed; try again later")]
+    Busy,
+    #[error("the agent is stopping")]
+    Stopping,
 }
 
 /// What the gate decides by.
@@ -83,13 +88,26 @@ pub(super) enum Refusal {
 /// One policy and everything decided under it.
 struct Generation {
     policy: Policy,
-    verified: Mutex<Vec<Key>>,
-    /// One cell per different credentials that are being computed; all who bring them wait on it.
-    pending: Mutex<HashMap<Key, Arc<OnceCell<bool>>>>,
+    passwords: Arc<Passwords>,
     certificates: Mutex<HashMap<[u8; 32], (bool, Instant)>>,
 }
 
+/// What was decided about one password's hash. Outlives a policy that changed something else: else every change
+/// of the host's record would throw the manager out while somebody guesses from its address.
+#[derive(Default)]
+struct Passwords {
+    verified: Mutex<Vec<Key>>,
+    /// One cell per different credentials that are being computed; all who bring them wait on it.
+    pending: Mutex<HashMap<Key, Arc<OnceCell<bool>>>>,
+}
+
 type Key = [u8; 32];
+
+/// One password is computed at a time in this process, verified or hashed.
+static COMPUTING: Semaphore = Semaphore::const_new(1);
+/// How many may be hashed or wait for it.
+const MAX_HASHING: usize = 4;
+static HASHING: Semaphore = Semaphore::const_new(MAX_HASHING);
 
 /// Shared by the server, which asks, and by whoever keeps password and ownership, who sets.
 pub struct Gate {
@@ -98,8 +116,6 @@ pub struct Gate {
     hash_key: hmac::Key,
     throttle: Mutex<Throttle>,
     max_failures_per_minute: AtomicU32,
-    /// One password is computed at a time.
-    computing: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Gate {
@@ -117,13 +133,18 @@ impl Gate {
             hash_key,
             throttle: Mutex::new(Throttle::default()),
             max_failures_per_minute: AtomicU32::new(10),
-            computing: Arc::new(Semaphore::new(1)),
         })
     }
 
     /// From now on this policy holds, for requests on open connections too.
     pub fn set_policy(&self, policy: Policy) {
-        *self.generation.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Generation::new(policy));
+        let mut generation = self.generation.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Generation::new(policy);
+        let old = &generation.policy;
+        if old.password_hash == next.policy.password_hash && old.password_role == next.policy.password_role {
+            next.passwords = Arc::clone(&generation.passwords);
+        }
+        *generation = Arc::new(next);
     }
 
     /// The policy that holds now.
@@ -143,7 +164,7 @@ impl Gate {
     pub(super) fn known(&self, authorization: &[u8]) -> Option<Role> {
         let generation = self.current();
         let role = generation.policy.password_role?;
-        generation.is_verified(&self.key(authorization)).then_some(role)
+        generation.passwords.is_verified(&self.key(authorization)).then_some(role)
     }
 
     /// The role that the value of an `Authorization` header gives.
@@ -158,7 +179,7 @@ impl Gate {
             let Some(role) = generation.policy.password_role else {
                 return Err(Refusal::Unauthorized);
             };
-            if generation.is_verified(&key) {
+            if generation.passwords.is_verified(&key) {
                 return Ok(role);
             }
             let verified = self.compute_once(&generation, address, key, authorization).await?;
@@ -182,28 +203,28 @@ impl Gate {
         key: Key,
         authorization: &[u8],
     ) -> Result<bool, Refusal> {
-        let (cell, first) = generation.join(key)?;
+        let (cell, first) = generation.passwords.join(key)?;
         // Whoever computed them may have finished between the look before and the joining.
-        if generation.is_verified(&key) {
-            generation.leave(&key);
+        if generation.passwords.is_verified(&key) {
+            generation.passwords.leave(&key);
             return Ok(true);
         }
         // The first of those who bring these credentials pays for all: a thousand clients that start
         // together with the right password are one attempt.
         if first && !self.failures().admit(address, self.max_failures(), Instant::now()) {
-            generation.leave(&key);
+            generation.passwords.leave(&key);
             return Err(Refusal::Throttled);
         }
         let verified = *cell
             .get_or_init(|| async {
                 let verified = self.compute(generation, authorization).await;
                 if verified {
-                    generation.remember(key);
+                    generation.passwords.remember(key);
                 }
                 verified
             })
             .await;
-        generation.leave(&key);
+        generation.passwords.leave(&key);
         if verified && first {
             self.failures().forgive(address);
         }
@@ -225,7 +246,7 @@ impl Gate {
         let Some(hash) = generation.policy.password_hash.clone() else {
             return false;
         };
-        let Ok(permit) = self.computing.clone().acquire_owned().await else {
+        let Ok(permit) = COMPUTING.acquire().await else {
             return false;
         };
         // The permit goes with the computation: it stays taken if the caller hangs up meanwhile.
@@ -273,9 +294,11 @@ impl Gate {
 
 impl Generation {
     fn new(policy: Policy) -> Self {
-        Self { policy, verified: Mutex::default(), pending: Mutex::default(), certificates: Mutex::default() }
+        Self { policy, passwords: Arc::default(), certificates: Mutex::default() }
     }
+}
 
+impl Passwords {
     fn is_verified(&self, key: &Key) -> bool {
         let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         // All are compared, whichever is equal.
@@ -347,6 +370,19 @@ pub fn hash_password(password: &Secret) -> Result<String, AuthError> {
     Ok(text)
 }
 
+/// [`hash_password`] on a thread that may block, and not beside another computation.
+pub async fn hash_password_alone(password: Secret) -> Result<String, AuthError> {
+    let place = HASHING.try_acquire().map_err(|_| AuthError::Busy)?;
+    let permit = COMPUTING.acquire().await.map_err(|_| AuthError::Stopping)?;
+    // Both go with the computation: they stay taken if the caller hangs up meanwhile.
+    let hashed = tokio::task::spawn_blocking(move || {
+        let hashed = hash_password(&password);
+        drop((permit, place));
+        hashed
+    });
+    hashed.await.map_err(|_| AuthError::Stopping)?
+}
+
 /// The 19 MiB of a computed password would otherwise stay in the allocator for ever.
 #[allow(unsafe_code)]
 fn give_back_memory() {
@@ -377,6 +413,7 @@ fn is_member(group: &str, uid: u32, gid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     #[test]
     fn a_process_is_of_a_group_by_its_own_group_or_by_its_users() {
@@ -399,5 +436,41 @@ mod tests {
         let group = nix::unistd::Group::from_gid(gid).unwrap().unwrap();
         gate.set_policy(Policy { local_group: Some(group.name), ..Policy::default() });
         assert!(gate.is_local_operator(stranger, gid.as_raw()).await);
+    }
+
+    const GOOD: &[u8] = b"Basic b3JhY2xlOnNlY3JldA==";
+
+    fn policy(hash: &str) -> Policy {
+        Policy { password_hash: Some(hash.to_owned()), password_role: Some(Role::Admin), ..Policy::default() }
+    }
+
+    #[tokio::test]
+    async fn known_credentials_outlive_a_policy_that_changes_neither_the_password_nor_its_role() {
+        let hash = hash_password(&Secret::new("secret")).unwrap();
+        let gate = Gate::new(policy(&hash)).unwrap();
+        assert_eq!(gate.password([192, 0, 2, 1].into(), GOOD).await, Ok(Role::Admin));
+        gate.set_policy(Policy { owner: Some(OwnerPin { der: vec![1] }), ..policy(&hash) });
+        assert_eq!(gate.known(GOOD), Some(Role::Admin));
+        gate.set_policy(Policy { password_role: Some(Role::Viewer), ..policy(&hash) });
+        assert_eq!(gate.known(GOOD), None, "another role");
+        gate.set_policy(policy(&hash));
+        assert_eq!(gate.known(GOOD), None, "what was forgotten does not come back");
+        gate.password([192, 0, 2, 1].into(), GOOD).await.unwrap();
+        gate.set_policy(policy("another hash"));
+        assert_eq!(gate.known(GOOD), None, "another password");
+    }
+
+    #[tokio::test]
+    async fn passwords_are_hashed_one_at_a_time_with_verifications_and_few_may_wait() {
+        let permit = COMPUTING.acquire().await.unwrap();
+        let mut waiting: Vec<_> =
+            (0..MAX_HASHING).map(|_| Box::pin(hash_password_alone(Secret::new("x")))).collect();
+        for hashed in &mut waiting {
+            assert!(hashed.as_mut().now_or_never().is_none());
+        }
+        assert!(matches!(hash_password_alone(Secret::new("x")).await, Err(AuthError::Busy)));
+        waiting.truncate(1);
+        drop(permit);
+        assert!(waiting.remove(0).await.unwrap().starts_with("$argon2id$"));
     }
 }

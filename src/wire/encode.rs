@@ -113,6 +113,13 @@ pub fn encode_call(method: &str, params: &[Value]) -> Bytes {
     Bytes::from(out)
 }
 
+/// An array of values that were encoded before, as a value.
+pub fn encode_list(items: &[Encoded]) -> Encoded {
+    let parts = items.iter().map(|item| &*item.0);
+    let parts = std::iter::once(ARRAY_HEAD).chain(parts).chain([ARRAY_TAIL]);
+    Encoded(parts.collect::<Vec<_>>().concat().into())
+}
+
 /// One `<value>` element, to be kept and sent many times.
 pub fn encode_value(value: &Value) -> Encoded {
     let mut out = Vec::with_capacity(256);

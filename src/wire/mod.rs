@@ -32,11 +32,11 @@ mod tls;
 mod watch;
 
 pub use activation::{Activated, ActivationError, activated_sockets};
-pub use auth::{AuthError, Gate, OwnerPin, Policy, USER, hash_password};
+pub use auth::{AuthError, Gate, OwnerPin, Policy, USER, hash_password, hash_password_alone};
 pub use certificate::fingerprint;
 pub use client::{Client, ClientError, Credentials, ServerTrust};
 pub use decode::{DecodeError, decode_call, decode_response};
-pub use encode::{TooBig, encode_call, encode_fault, encode_response, encode_value};
+pub use encode::{TooBig, encode_call, encode_fault, encode_list, encode_response, encode_value};
 pub use http::{FAULT_INTERNAL, FAULT_MALFORMED, FAULT_TOO_BIG};
 pub use listen::{ListenError, bind_tcp, bind_unix};
 pub use server::{Metrics, Server, ServerConfig};

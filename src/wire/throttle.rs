@@ -5,6 +5,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use tokio::time::{Duration, Instant};
 
 const WINDOW: Duration = Duration::from_secs(60);
+/// An address that has to wait may try once in so long all the same: somebody with the right password shares it
+/// with somebody who guesses, and gets in; guesses stay slow.
+const TRICKLE: Duration = Duration::from_secs(5);
 /// Addresses remembered. Beyond it the older half is forgotten, so that a flood of addresses costs memory
 /// to no one and an attempt to each.
 const MAX_ADDRESSES: usize = 4096;
@@ -18,6 +21,7 @@ pub(super) struct Throttle {
 struct Window {
     since: Instant,
     failures: u32,
+    admitted: Instant,
 }
 
 impl Throttle {
@@ -27,14 +31,15 @@ impl Throttle {
         if !self.windows.contains_key(&address) && self.windows.len() >= MAX_ADDRESSES {
             self.make_room(now);
         }
-        let window = self.windows.entry(address).or_insert(Window { since: now, failures: 0 });
+        let window = self.windows.entry(address).or_insert(Window { since: now, failures: 0, admitted: now });
         if now.saturating_duration_since(window.since) >= WINDOW {
-            *window = Window { since: now, failures: 0 };
+            *window = Window { since: now, failures: 0, admitted: now };
         }
-        if window.failures >= max_failures {
+        if window.failures >= max_failures && now.saturating_duration_since(window.admitted) < TRICKLE {
             return false;
         }
-        window.failures += 1;
+        window.failures = window.failures.saturating_add(1);
+        window.admitted = now;
         true
     }
 
@@ -87,9 +92,18 @@ mod tests {
         let mut throttle = Throttle::default();
         let start = Instant::now();
         assert!((0..3).all(|_| throttle.admit(address(1), 3, start)));
-        assert!(!throttle.admit(address(1), 3, start + Duration::from_secs(59)));
+        assert!(!throttle.admit(address(1), 3, start + Duration::from_secs(4)));
         assert!(throttle.admit(address(2), 3, start));
         assert!(throttle.admit(address(1), 3, start + WINDOW));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_has_to_wait_may_try_once_in_a_few_seconds_however_often_it_asks() {
+        let mut throttle = Throttle::default();
+        let start = Instant::now();
+        let tries = (0..600).map(|tenth| start + Duration::from_millis(tenth * 100));
+        let admitted = tries.filter(|now| throttle.admit(address(1), 3, *now)).count();
+        assert_eq!(admitted, 3 + 11);
     }
 
     #[tokio::test(start_paused = true)]

@@ -86,3 +86,29 @@ class Multicall(DaemonCase):
         answers = self.proxy.system.multicall([{"methodName": "echo", "params": "x"}, {}, "x"])
         self.assertEqual([answer["faultCode"] for answer in answers], [100] * 3)
         self.assertFault("calls", self.proxy.system.multicall, "x")
+
+
+class MulticallLimits(DaemonCase):
+    settings = "[wire]\nmax_answer_bytes = 65536\n[jobs]\nwait_limit_s = 2\n"
+
+    def test_calls_after_too_many_bytes_are_not_made(self):
+        vm, params = new_vm("bytes")
+        calls = [("echo", ["x" * 30000]), ("echo", ["x" * 60000]), ("echo", ["y" * 3000]), ("create_vm", [REPO, vm, params])]
+        answers = self.proxy.system.multicall([{"methodName": name, "params": given} for name, given in calls])
+        self.assertEqual(answers[0], ["x" * 30000])
+        self.assertIn("too big beside the others", answers[1]["faultString"])
+        self.assertEqual(answers[2], ["y" * 3000])
+        self.assertEqual(answers[3]["faultCode"], 701)
+        self.assertIn("not called", answers[3]["faultString"])
+        self.assertFault("VM_NOT_FOUND", self.proxy.vm_get, vm)
+
+    def test_calls_after_the_time_are_not_made_and_none_waits_longer(self):
+        vm, params = new_vm("late")
+        calls = [("sleep", [60]), ("create_vm", [REPO, vm, params])]
+        answers = self.proxy.system.multicall([{"methodName": name, "params": given} for name, given in calls])
+        self.assertIn("JOB_STILL_RUNNING", answers[0]["faultString"])
+        self.assertEqual(answers[1]["faultCode"], 702)
+        self.assertFault("VM_NOT_FOUND", self.proxy.vm_get, vm)
+        job = self.proxy.job_submit("sleep", [60])
+        answers = self.proxy.system.multicall([{"methodName": "job_wait", "params": [job, 60]}])
+        self.assertEqual(answers[0]["faultCode"], 702)

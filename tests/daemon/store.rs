@@ -104,7 +104,8 @@ impl Disk {
         let size = format!("size={mib}m,mode=700");
         let mounted =
             mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()));
-        mounted.unwrap_or_else(|error| panic!("this test mounts a disk of its own, so it needs root: {error}"));
+        mounted
+            .unwrap_or_else(|error| panic!("this test mounts a disk of its own, so it needs root: {error}"));
         Self(folder)
     }
 

@@ -109,10 +109,12 @@ impl Form<'_> {
                 None => None,
                 Some(text) => {
                     let mut parts = Vec::new();
-                    for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-                        let pair = part.split_once('=').ok_or_else(|| {
-                            self.wrong("vfb", format!("{} has no =", crate::model::excerpt(part)))
-                        })?;
+                    let given = text.split(',').map(str::trim).filter(|p| !p.is_empty());
+                    for (part, number) in given.zip(1..) {
+                        // Told by its place: it may be the rest of a password that has a comma.
+                        let pair = part
+                            .split_once('=')
+                            .ok_or_else(|| self.wrong("vfb", format!("part {number} has no =")))?;
                         parts.push(pair);
                     }
                     Some(self.vnc_parts(None, &parts)?)
@@ -138,7 +140,7 @@ impl Form<'_> {
     fn vnc_parts(&self, old: Option<Vnc>, parts: &[(&str, &str)]) -> Result<Vnc> {
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let mut vnc = old.unwrap_or(Vnc { listen: local, display: None, password: None, keymap: None });
-        for (key, value) in parts {
+        for ((key, value), number) in parts.iter().zip(1..) {
             let wrong = |why: &dyn std::fmt::Display| self.wrong("vfb", format!("{key}: {why}"));
             match *key {
                 "vnclisten" => vnc.listen = value.parse().map_err(|_| wrong(&"is not an IP address"))?,
@@ -156,9 +158,11 @@ impl Form<'_> {
                 // Said by managers, and what we do anyway: a free display unless one is named.
                 "vncunused" | "vncused" | "vnc" => {}
                 _ => {
-                    return Err(wrong(
-                        &"is not a part of a vfb; allowed: type=vnc, vnclisten, vncpasswd, vncdisplay, vncunused, keymap",
-                    ));
+                    // Told by its place, see above.
+                    let why = format!(
+                        "part {number} is not a part of a vfb; allowed: type=vnc, vnclisten, vncpasswd, vncdisplay, vncunused, keymap"
+                    );
+                    return Err(self.wrong("vfb", why));
                 }
             }
         }

@@ -253,7 +253,10 @@ impl Form<'_> {
         }
         if let Some(text) = self.text(params, "cpus")? {
             config.cpus = cpu_list(text).ok_or_else(|| {
-                self.wrong("cpus", "allowed: 0-3,5 (CPU numbers and ranges below 4096), or nothing")
+                self.wrong(
+                    "cpus",
+                    "allowed: 0-3,5 (CPU numbers and ranges below 4096, at most 1024 bytes), or nothing",
+                )
             })?;
         }
         Ok(())
@@ -502,18 +505,58 @@ fn ovm_key(key: &str) -> bool {
     key.len() <= 64 && key.starts_with("OVM_") && plain
 }
 
-/// `0-3,5` as CPU numbers.
+/// Xen's own bound.
+const MAX_CPUS: usize = 4096;
+/// What a list of CPUs may be in length: many ranges that overlap cost nothing but time.
+const MAX_CPU_LIST_BYTES: usize = 1024;
+
+/// `0-3,5` as CPU numbers, each once and in order. A set of bits, so that ranges that overlap cost no memory.
 fn cpu_list(text: &str) -> Option<Vec<u32>> {
-    let mut cpus = Vec::new();
+    if text.len() > MAX_CPU_LIST_BYTES {
+        return None;
+    }
+    let mut chosen = [false; MAX_CPUS];
     for part in text.split(',').filter(|p| !p.is_empty()) {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
-        let (from, to): (u32, u32) = (from.parse().ok()?, to.parse().ok()?);
-        if from > to || to >= 4096 {
-            return None;
-        }
-        cpus.extend(from..=to);
+        let (from, to): (usize, usize) = (from.parse().ok()?, to.parse().ok()?);
+        chosen.get_mut(from..=to).filter(|range| !range.is_empty())?.fill(true);
     }
-    cpus.sort_unstable();
-    cpus.dedup();
-    Some(cpus)
+    Some((0..).zip(chosen).filter(|(_, chosen)| *chosen).map(|(cpu, _)| cpu).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_cpus_is_numbers_and_ranges_below_4096_each_once_and_in_order() {
+        assert_eq!(cpu_list("5,0-3,2-3,"), Some(vec![0, 1, 2, 3, 5]));
+        assert_eq!(cpu_list(""), Some(Vec::new()));
+        assert_eq!(cpu_list("0-4095").map(|cpus| cpus.len()), Some(MAX_CPUS));
+        for bad in
+            ["4096", "0-4096", "3-2", "9-0", "-", "1-", "x", "18446744073709551615", "0-18446744073709551615"]
+        {
+            assert_eq!(cpu_list(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_cpus_is_bounded_before_it_is_read() {
+        assert!(cpu_list(&"0-4095,".repeat(146)).is_some());
+        assert_eq!(cpu_list(&"0-4095,".repeat(147)), None);
+    }
+
+    #[test]
+    fn no_part_of_a_vnc_password_is_repeated_in_an_error() {
+        let settings = config::Settings::default().vm;
+        let form = Form { verb: "create_vm", settings: &settings };
+        for vfb in ["type=vnc,vncpasswd=a,geheimC", "type=vnc,vncpasswd=a,geheimC=b", "geheimC"] {
+            let params = [("vfb".to_owned(), crate::api::value::texts([vfb]))].into();
+            let repo = RepoId::parse("0004fb0000030000aaaaaaaaaaaaaaaa").unwrap();
+            let vm = VmId::parse("0004fb0000060000aaaaaaaaaaaaaaaa").unwrap();
+            let fault = form.create(repo, vm, &params, Timestamp(0)).unwrap_err();
+            assert!(fault.text.contains("vfb: part "), "{fault}");
+            assert!(!fault.text.contains("geheim"), "{fault}");
+        }
+    }
 }
