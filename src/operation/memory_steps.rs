@@ -14,7 +14,7 @@ use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{Bytes, SafePath, Timestamp, VmId};
 use crate::vm::{CoreDump, Intent, VmRecord};
-use crate::xen::{AfterSave, ToolstackError};
+use crate::xen::{AfterSave, RunState, ShutdownReason, ToolstackError};
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -37,12 +37,12 @@ impl Operations {
         checkpoint: bool,
         context: &StepContext,
     ) -> Result<Outcome> {
-        let domain = self.domain(id).await?;
+        // Until the toolstack is asked nothing has happened, unless an interrupted run has asked it.
+        let nothing_yet = |fault: JobFault| JobFault { no_effect: !context.resumed, ..fault };
+        let domain = self.domain(id).await.map_err(nothing_yet)?;
         match &domain {
             Some(domain) => {
-                // What an interrupted run left is of no use: the domain has lived on.
-                self.files.remove(file).await.map_err(fault::files)?;
-                self.files.make_parent(file).await.map_err(fault::files)?;
+                self.make_room(file).await.map_err(nothing_yet)?;
                 let after = if checkpoint { AfterSave::Continue } else { AfterSave::Destroy };
                 let saved = self.toolstack.save(domain.domid, file, after).await;
                 if let Err(error) = saved {
@@ -71,6 +71,12 @@ impl Operations {
             return Ok(outcome);
         }
         self.saved_outcome(id, file, Severity::Info, &format!("VM {name}: saved"), context)
+    }
+
+    /// What an interrupted run left is of no use: the domain has lived on.
+    async fn make_room(&self, file: &SafePath) -> Result<()> {
+        self.files.remove(file).await.map_err(fault::files)?;
+        self.files.make_parent(file).await.map_err(fault::files)
     }
 
     /// The VM's memory lies in this file from now on.
@@ -138,7 +144,9 @@ impl Operations {
         let deadline = Instant::now() + SAVE_MAY_TAKE;
         loop {
             // A look that fails is no answer; the next may be one.
-            let gone = matches!(self.domain(id).await, Ok(None));
+            let domain = self.domain(id).await;
+            let gone = matches!(domain, Ok(None));
+            let ended = matches!(&domain, Ok(Some(d)) if has_ended(d.state));
             let there = self.files.exists(file).await.map_err(fault::files)?;
             match (checkpoint, gone, there) {
                 (true, _, true) => return self.remove_file(file).await,
@@ -151,7 +159,7 @@ impl Operations {
                     return self.saved_outcome(id, file, Severity::Warning, &text, context);
                 }
                 (false, true, _) => return Ok(Outcome::done()),
-                (_, false, _) if Instant::now() >= deadline => return Ok(Outcome::done()),
+                (_, false, _) if ended || Instant::now() >= deadline => return Ok(Outcome::done()),
                 (_, false, _) => tokio::time::sleep(LOOK_EVERY).await,
             }
         }
@@ -227,8 +235,7 @@ impl Operations {
     ) -> Result<Outcome> {
         match self.domain(id).await? {
             Some(domain) => {
-                self.files.remove(file).await.map_err(fault::files)?;
-                self.files.make_parent(file).await.map_err(fault::files)?;
+                self.make_room(file).await?;
                 let dumped = self.toolstack.dump_core(domain.domid, file, live, crash).await;
                 if let Err(error) = dumped {
                     self.has_left_file(id, file, &error, crash).await?;
@@ -305,6 +312,11 @@ impl Operations {
         }
         all
     }
+}
+
+/// By itself, so that there is nothing to save any more. A domain that is being saved is suspended.
+fn has_ended(state: RunState) -> bool {
+    matches!(state, RunState::Shutdown(reason) if reason != ShutdownReason::Suspend)
 }
 
 /// The tag of a checkpoint's file begins so.

@@ -114,8 +114,12 @@ impl Operations {
 
     pub(super) async fn settle_rebuild(&self, id: VmId, context: &StepContext) -> Result<Outcome, JobFault> {
         let decision = decision(context)?;
-        if self.vms.get(id).is_none() {
-            return Ok(Outcome::done());
+        let Some(vm) = self.vms.get(id) else { return Ok(Outcome::done()) };
+        if let (Decision::Ended { cause, .. }, Intent::Saved { file, .. }) = (&decision, &vm.record.intent)
+            && *cause != EndCause::Unknown
+        {
+            // It was restored, unseen, and has ended since: its disks do not fit that memory any more.
+            self.remove_file(file).await?;
         }
         match decision {
             Decision::Nothing => Ok(Outcome::done()),

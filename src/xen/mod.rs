@@ -152,7 +152,7 @@ pub type Result<T> = std::result::Result<T, ToolstackError>;
 
 /// How long a call may take that moves this much memory: never less than `least`, and as slow as 64 MiB a second.
 pub fn moving_deadline(least: Duration, memory: MiB) -> Duration {
-    least.max(Duration::from_secs(30) + Duration::from_secs(u64::from(memory.0).div_ceil(64)))
+    least.max(Duration::from_secs(30) + Duration::from_secs(memory.0.div_ceil(64)))
 }
 
 /// A two-way stream of bytes for a migration.

@@ -5,7 +5,7 @@ use dom0d::event::Severity;
 use dom0d::job::JobState;
 use dom0d::model::{MiB, VmId};
 use dom0d::operation::plan;
-use dom0d::sim::{Behaviour, Fate, Kind, Reason, Rule, WorldError};
+use dom0d::sim::{Behaviour, EndsByItself, Fate, Kind, Reason, Rule, WorldError};
 use dom0d::store::Store;
 use dom0d::vm::{EndCause, Intent};
 use dom0d::xen::RunState;
@@ -293,4 +293,22 @@ async fn a_job_that_its_guard_refused_is_a_warning_and_one_that_the_host_failed_
         expected.reverse();
     }
     assert_eq!(told, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_of_a_guest_that_was_restored_unseen_and_ended_at_once_goes() {
+    let host = Host::new();
+    let life = Life::begin(&host).await;
+    let vm = life.started("web").await;
+    life.good("save_vm", save(&life, vm, "1", false)).await;
+    let ends = EndsByItself { after_ms: 0, reason: Reason::Poweroff };
+    host.world
+        .set_behaviour(Some(vm), Behaviour { ends_by_itself: Some(ends), ..Behaviour::default() })
+        .await
+        .unwrap();
+    rule(&host, Kind::Restore, Fate::DoThenLose).await;
+    life.bad("restore_vm", plan::restore_vm(&life.record(vm), false), "TOOLSTACK_UNREACHABLE").await;
+    life.quiet().await;
+    assert_eq!(life.record(vm).intent, Intent::Off);
+    life.assert_agreement(&host).await;
 }

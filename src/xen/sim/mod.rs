@@ -35,10 +35,13 @@ impl SimToolstack {
         Ok(self.handle.call(request, self.timeout).await?)
     }
 
-    /// How long a call about this domain may take that moves its memory.
-    async fn moving(&self, domid: DomId) -> Result<Duration> {
-        let domain = self.get(domid).await?.ok_or(ToolstackError::NoSuchDomain)?;
-        Ok(moving_deadline(self.timeout, MiB(domain.memory.0.div_ceil(1024))))
+    /// How long a call about this domain may take that moves its memory. Where that cannot be read, the least:
+    /// nothing was asked yet, so the call itself must tell what is wrong.
+    async fn moving(&self, domid: DomId) -> Duration {
+        match self.get(domid).await {
+            Ok(Some(domain)) => moving_deadline(self.timeout, MiB(domain.memory.0.div_ceil(1024))),
+            _ => self.timeout,
+        }
     }
 
     async fn ask_within(&self, limit: Duration, request: Request) -> Result<Answer> {
@@ -134,7 +137,7 @@ impl Toolstack for SimToolstack {
 
     async fn save(&self, domid: DomId, file: &SafePath, after: AfterSave) -> Result<()> {
         let keep_running = after == AfterSave::Continue;
-        let limit = self.moving(domid).await?;
+        let limit = self.moving(domid).await;
         let save = Request::Save { domid: domid.0, file: file.clone(), keep_running };
         self.ask_within(limit, save).await.map(|_| ())
     }
@@ -223,7 +226,7 @@ impl Toolstack for SimToolstack {
     }
 
     async fn dump_core(&self, domid: DomId, file: &SafePath, _live: bool, crash: bool) -> Result<()> {
-        let limit = self.moving(domid).await?;
+        let limit = self.moving(domid).await;
         let dump = Request::DumpCore { domid: domid.0, file: file.clone(), crash };
         self.ask_within(limit, dump).await.map(|_| ())
     }
