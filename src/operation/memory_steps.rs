@@ -14,7 +14,7 @@ use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{Bytes, SafePath, Timestamp, VmId};
 use crate::vm::{CoreDump, Intent, VmRecord};
-use crate::xen::{AfterSave, RunState, ShutdownReason, ToolstackError};
+use crate::xen::{AfterSave, DomainInfo, RunState, ShutdownReason, ToolstackError};
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -42,6 +42,7 @@ impl Operations {
         let domain = self.domain(id).await.map_err(nothing_yet)?;
         match &domain {
             Some(domain) => {
+                self.drop_stale_memory(id, domain).await.map_err(nothing_yet)?;
                 self.make_room(file).await.map_err(nothing_yet)?;
                 let after = if checkpoint { AfterSave::Continue } else { AfterSave::Destroy };
                 let saved = self.toolstack.save(domain.domid, file, after).await;
@@ -71,6 +72,18 @@ impl Operations {
             return Ok(outcome);
         }
         self.saved_outcome(id, file, Severity::Info, &format!("VM {name}: saved"), context)
+    }
+
+    /// A VM that is saved and has a domain was restored, unseen: its disks do not fit that memory any more. A
+    /// domain that is suspended may be what that memory was made of.
+    pub(super) async fn drop_stale_memory(&self, id: VmId, domain: &DomainInfo) -> Result<()> {
+        let suspended = domain.state == RunState::Shutdown(ShutdownReason::Suspend);
+        if let Intent::Saved { file, .. } = &self.vm(id)?.record.intent
+            && !suspended
+        {
+            self.remove_file(file).await?;
+        }
+        Ok(())
     }
 
     /// What an interrupted run left is of no use: the domain has lived on.

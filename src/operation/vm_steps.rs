@@ -274,6 +274,7 @@ impl Operations {
         let domain = self.domain(id).await?;
         let was_off = domain.is_none() && vm.record.intent == Intent::Off;
         if let Some(domain) = domain {
+            self.drop_stale_memory(id, &domain).await?;
             self.destroy_found(domain.domid).await?;
         }
         if was_off && !context.resumed {
@@ -322,6 +323,7 @@ impl Operations {
 
     pub(super) async fn clear_domain(&self, id: VmId) -> Result<Outcome> {
         if let Some(domain) = self.domain(id).await? {
+            self.drop_stale_memory(id, &domain).await?;
             self.destroy_found(domain.domid).await?;
         }
         Ok(Outcome::done())
