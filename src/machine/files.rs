@@ -1,7 +1,7 @@
 //! The few files that jobs make beside the store: saved memory and core dumps, below the state folder.
 //! Blocking calls go to the blocking pool.
 
-use crate::model::{Bytes, SafePath};
+use crate::model::{Bytes, SafePath, Timestamp};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 
@@ -12,6 +12,16 @@ pub struct FileError {
     #[source]
     source: std::io::Error,
 }
+
+/// A file that was found, and when it was last written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub file: SafePath,
+    pub modified: Timestamp,
+}
+
+/// Files that one list gives at most.
+const MAX_FOUND: usize = 256;
 
 /// Files as jobs use them.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,6 +51,30 @@ impl Files {
         .await
     }
 
+    /// Files whose path begins so, in one folder: at most 256. A folder that is not there has none.
+    pub async fn list(&self, start: &SafePath) -> Result<Vec<Found>, FileError> {
+        on(start, |path| {
+            let (Some(folder), Some(prefix)) = (path.parent(), path.file_name()) else { return Ok(vec![]) };
+            let entries = match std::fs::read_dir(folder) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
+                entries => entries?,
+            };
+            let mut found = Vec::new();
+            for entry in entries {
+                let entry = entry?;
+                let name = entry.file_name();
+                if name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
+                    found.extend(found_at(&entry)?);
+                }
+                if found.len() == MAX_FOUND {
+                    break;
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
     /// Makes the folder a file is to lie in, for us alone.
     pub async fn make_parent(&self, file: &SafePath) -> Result<(), FileError> {
         on(file, |path| match path.parent() {
@@ -49,6 +83,18 @@ impl Files {
         })
         .await
     }
+}
+
+/// `None`: it is no plain file, or has gone meanwhile.
+fn found_at(entry: &std::fs::DirEntry) -> std::io::Result<Option<Found>> {
+    let about = match entry.metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        about => about?,
+    };
+    let Ok(file) = SafePath::parse(&entry.path().to_string_lossy()) else { return Ok(None) };
+    let since = about.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let modified = Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    Ok(about.is_file().then_some(Found { file, modified }))
 }
 
 async fn on<T: Send + 'static>(

@@ -14,6 +14,11 @@ fn parse(step: &PlannedStep) -> Result<Step, JobFault> {
         .map_err(|error| JobFault::refusal("INTERNAL", format!("a stored step cannot be read: {error}")))
 }
 
+/// Somebody asked for what cannot be done now, and nothing was: no trouble of the host's.
+fn is_refusal(fault: &JobFault) -> bool {
+    fault.no_effect && matches!(fault.name.as_str(), "VM_STATE" | "VM_EXISTS" | "CONFLICT")
+}
+
 #[async_trait]
 impl Executor for Operations {
     async fn run(&self, step: &PlannedStep, context: &StepContext) -> Result<Outcome, JobFault> {
@@ -22,7 +27,7 @@ impl Executor for Operations {
             Step::CheckNewVm { vm } => self.check_new_vm(vm),
             Step::PutVm { record, created } => self.put_vm(*record, created, context),
             Step::SetHa { vm, enabled } => self.record_outcome(vm, |record| record.ha = enabled),
-            Step::DeleteVm { vm } => self.delete_vm(vm, context),
+            Step::DeleteVm { vm } => self.delete_vm(vm, context).await,
             Step::RecordCore { vm, date, file } => self.record_core(vm, &date, &file, context).await,
             Step::ForgetCore { vm, date } => self.record_outcome(vm, |r| r.cores.retain(|c| c.date != date)),
             Step::CreateDomain { vm } => self.create_domain(vm, "vm.started", context).await,
@@ -31,7 +36,7 @@ impl Executor for Operations {
             }
             Step::DestroyDomain { vm } => self.destroy_domain(vm, context).await,
             Step::AskReboot { vm, timeout_s } => self.ask_reboot(vm, timeout_s, context).await,
-            Step::ClearDomain { vm } => self.clear_domain(vm).await,
+            Step::ClearDomain { vm, .. } => self.clear_domain(vm).await,
             Step::RebuildDomain { vm } => self.rebuild_domain(vm, context).await,
             Step::PauseDomain { vm } => self.pause_domain(vm, true).await,
             Step::UnpauseDomain { vm } => self.pause_domain(vm, false).await,
@@ -43,7 +48,9 @@ impl Executor for Operations {
             Step::Sysrq { vm, letter } => self.signal(vm, Signal::Sysrq(letter)).await,
             Step::Trigger { vm, trigger, vcpu } => self.signal(vm, Signal::Trigger(trigger, vcpu)).await,
             Step::SendToGuest { vm, key, value } => self.signal(vm, Signal::Send(&key, &value)).await,
-            Step::DumpCore { vm, file, live, crash } => self.dump_core(vm, &file, live, crash, context).await,
+            Step::DumpCore { vm, file, live, crash, .. } => {
+                self.dump_core(vm, &file, live, crash, context).await
+            }
             Step::InspectDomain { vm } => self.inspect_domain(vm).await,
             Step::SettleClear { vm } => self.settle_clear(vm, context).await,
             Step::SettleRebuild { vm } => self.settle_rebuild(vm, context).await,
@@ -57,14 +64,17 @@ impl Executor for Operations {
         &self,
         step: &PlannedStep,
         outcome: Option<&serde_json::Value>,
-        _context: &StepContext,
+        context: &StepContext,
     ) -> Result<Outcome, JobFault> {
         match parse(step)? {
             Step::CreateDomain { vm } => self.undo_create(vm).await,
             Step::RestoreDomain { vm, .. } => self.undo_restore(vm, outcome).await,
             Step::PauseDomain { vm } | Step::UnpauseDomain { vm } => self.undo_pause(vm, outcome).await,
-            Step::SaveDomain { vm, file, checkpoint } => self.undo_save(vm, &file, checkpoint).await,
-            Step::DumpCore { vm, file, .. } => self.undo_dump(vm, &file).await,
+            Step::SaveDomain { vm, file, checkpoint } => self.undo_save(vm, &file, checkpoint, context).await,
+            Step::ClearDomain { vm, .. } => self.undo_clear(vm, context).await,
+            Step::DumpCore { vm, file, rebuild_on_undo, .. } => {
+                self.undo_dump(vm, &file, rebuild_on_undo, context).await
+            }
             Step::Hotplug { vm, change } => self.hotplug(vm, &change.inverse()).await,
             // The plan says of every other step that it cannot be undone.
             _ => Ok(Outcome::done()),
@@ -83,13 +93,21 @@ impl Executor for Operations {
             }
         }
         let (kind, severity) = match job.state {
+            JobState::Failed if job.fault.as_ref().is_some_and(is_refusal) => {
+                ("job.failed", Severity::Warning)
+            }
             JobState::Failed => ("job.failed", Severity::Error),
             JobState::Cancelled => ("job.cancelled", Severity::Warning),
             // A success is told by what it changed.
             _ => return,
         };
         let why = job.fault.as_ref().map_or_else(String::new, |f| f.to_string());
-        let text = format!("job {} ({}) {}: {why}", job.id, job.verb, job.state.as_str());
+        let doubt = if job.fault.as_ref().is_some_and(|f| f.name == "INTERRUPTED") {
+            "; what that step sends may or may not have been sent"
+        } else {
+            ""
+        };
+        let text = format!("job {} ({}) {}: {why}{doubt}", job.id, job.verb, job.state.as_str());
         let event = Event::new(kind, severity, format!("job/{}", job.id), text).with_job(job.id);
         event.with("verb", job.verb.clone()).append_to(txn);
     }

@@ -49,7 +49,7 @@ impl Operations {
             Step::PutHost { before, record, event } => self.put_host(&before, *record, &event, context),
             Step::SetPassword { hash } => self.password_outcome(hash, context),
             Step::RenewCertificate { if_due } => self.renew_certificate(if_due, context).await,
-            Step::StopAllVms {} => self.stop_all_vms(context).await,
+            Step::StopAllVms { boot_id } => self.stop_all_vms(&boot_id, context).await,
             Step::Power { off, boot_id } => self.end_host(off, &boot_id, context).await,
             Step::Sleep { ms } => self.sleep(ms, context).await,
             Step::Discover {} => self.discover().await,
@@ -136,7 +136,12 @@ impl Operations {
     }
 
     /// Every VM with a domain, each in a child job, all at once. A VM that cannot be stopped stops the plan.
-    async fn stop_all_vms(&self, context: &StepContext) -> Result<Outcome> {
+    async fn stop_all_vms(&self, boot_id: &str, context: &StepContext) -> Result<Outcome> {
+        // Plans of older agents do not tell the boot.
+        let now = self.machine.facts().await.map_err(fault::machine)?.boot_id;
+        if !boot_id.is_empty() && now != boot_id {
+            return Ok(Outcome::done());
+        }
         let living = |d: &crate::xen::DomainInfo| d.domid != DomId(0) && d.state != RunState::Dying;
         let domains = self.toolstack.list().await.map_err(fault::toolstack)?;
         let mut ours: Vec<_> = domains.iter().filter(|d| living(d)).filter_map(|d| d.vm).collect();

@@ -10,6 +10,7 @@
 mod execute;
 pub mod fault;
 mod host_steps;
+mod memory_steps;
 pub mod observe;
 pub mod plan;
 mod settle;

@@ -1,9 +1,10 @@
 //! Plans: what a caller asks of a VM or the host, as steps and locks. Pure, so that a dry run answers exactly
 //! what a real run would do.
 //!
-//! Every job takes `host` at least shared, so that a reboot of the host, which takes it alone, waits for all
+//! Every job that touches anything takes `host` at least shared, so that a reboot of the host, which takes it alone, waits for all
 //! and lets none in.
 
+use super::memory_steps::CHECKPOINT;
 use super::step::{Base, Hotplug, Step};
 use crate::config;
 use crate::job::{LockWant, PlannedStep};
@@ -175,7 +176,7 @@ pub fn reboot_vm(vm: VmId, timeout_s: u64) -> Plan {
     let steps = vec![
         Step::CheckVm { vm, action: Action::Reboot, base: None },
         Step::AskReboot { vm, timeout_s },
-        Step::ClearDomain { vm },
+        Step::ClearDomain { vm, rebuild_on_undo: true },
         Step::RebuildDomain { vm },
     ];
     Plan::new(format!("reboot VM {vm}"), vm_locks(vm), steps)
@@ -192,11 +193,24 @@ pub fn unpause_vm(vm: VmId) -> Plan {
 }
 
 pub fn save_vm(vm: VmId, file: SafePath, checkpoint: bool) -> Plan {
-    let steps = vec![
+    let file = if checkpoint { checkpoint_file(vm, file) } else { file };
+    let mut steps = vec![
         Step::CheckVm { vm, action: Action::Save, base: None },
         Step::SaveDomain { vm, file, checkpoint },
     ];
+    if checkpoint {
+        // The one before: a VM has one checkpoint, and is never without while a new one is written.
+        steps.push(Step::RemoveLeftFiles {});
+    }
     Plan::new(format!("save VM {vm}"), vm_locks(vm), steps)
+}
+
+/// A checkpoint tells by its name that it is one: its guest lives on, so it is not the memory of a VM that is
+/// saved.
+fn checkpoint_file(vm: VmId, file: SafePath) -> SafePath {
+    let own = format!("/{vm}.");
+    let marked = file.as_str().replacen(&own, &format!("{own}{CHECKPOINT}"), 1);
+    SafePath::parse(&marked).unwrap_or(file)
 }
 
 pub fn restore_vm(record: &VmRecord, paused: bool) -> Plan {
@@ -230,11 +244,11 @@ pub fn send_to_guest(vm: VmId, values: Vec<(String, String)>) -> Plan {
 pub fn dump_vm_core(vm: VmId, date: &str, file: SafePath, live: bool, crash: bool, reset: bool) -> Plan {
     let mut steps = vec![
         Step::CheckVm { vm, action: Action::DumpCore, base: None },
-        Step::DumpCore { vm, file: file.clone(), live, crash },
+        Step::DumpCore { vm, file: file.clone(), live, crash, rebuild_on_undo: crash && reset },
         Step::RecordCore { vm, date: date.to_owned(), file },
     ];
     if crash || reset {
-        steps.push(Step::ClearDomain { vm });
+        steps.push(Step::ClearDomain { vm, rebuild_on_undo: reset });
         steps.push(if reset { Step::RebuildDomain { vm } } else { Step::DestroyDomain { vm } });
     }
     Plan::new(format!("dump the core of VM {vm}"), vm_locks(vm), steps)
@@ -263,11 +277,13 @@ pub fn host_change(about: impl Into<String>, part: &str, step: Step) -> Plan {
 pub fn power(off: bool, boot_id: String) -> Plan {
     let about = if off { "switch the host off" } else { "reboot the host" };
     let locks = vec![LockWant::exclusive("host")];
-    Plan::new(about, locks, vec![Step::StopAllVms {}, Step::Power { off, boot_id }]).essential()
+    Plan::new(about, locks, vec![Step::StopAllVms { boot_id: boot_id.clone() }, Step::Power { off, boot_id }])
+        .essential()
 }
 
+/// Without a lock: it touches nothing, and a reboot that waited for it would keep everybody else waiting too.
 pub fn sleep(ms: u64) -> Plan {
-    Plan::new(format!("wait {ms} ms"), vec![LockWant::shared("host")], vec![Step::Sleep { ms }])
+    Plan::new(format!("wait {ms} ms"), vec![], vec![Step::Sleep { ms }])
 }
 
 pub fn discover() -> Plan {

@@ -7,7 +7,7 @@ use super::Operations;
 use super::vm_steps::words;
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
-use crate::model::{Timestamp, VmId};
+use crate::model::{SafePath, Timestamp, VmId};
 use crate::vm::{EndCause, Intent, VmRecord};
 use crate::xen::config::OnEnd;
 use crate::xen::{DomainInfo, RunState, ShutdownReason};
@@ -28,6 +28,8 @@ pub(super) enum Decision {
     FoundRunning,
     /// The domain is gone; nobody saw how.
     Gone,
+    /// It is gone, and has left its memory in this file: a save ended after its job was given up.
+    Saved { file: SafePath },
     /// It ended. `dump`: keep its memory first; `preserve`: leave it as it is, for somebody to look at.
     Ended { cause: EndCause, restart: bool, dump: bool, preserve: bool, crashes: u32 },
 }
@@ -76,35 +78,56 @@ impl Operations {
             return Ok(decision_outcome(&Decision::Nothing));
         };
         let domain = self.domain(id).await?;
-        Ok(decision_outcome(&decide(&vm.record, domain.as_ref(), Timestamp::now())))
+        let mut decision = decide(&vm.record, domain.as_ref(), Timestamp::now());
+        if decision == Decision::Gone
+            && let Some(file) = self.finished_save(&vm.record).await?
+        {
+            decision = Decision::Saved { file };
+        }
+        Ok(decision_outcome(&decision))
     }
 
     /// Dumps if decided, and clears the ended domain away.
     pub(super) async fn settle_clear(&self, id: VmId, context: &StepContext) -> Result<Outcome, JobFault> {
         let Decision::Ended { dump, preserve, .. } = decision(context)? else { return Ok(Outcome::done()) };
-        let Some(domain) = self.domain(id).await? else { return Ok(Outcome::done()) };
+        let Some(domain) = self.domain(id).await? else {
+            // Cleared away by this very step, before a crash; what it has dumped is still to be noted.
+            let noted =
+                if dump && context.resumed { self.dump_crashed(id, true, context).await? } else { None };
+            return Ok(noted.unwrap_or_default());
+        };
         if preserve || !matches!(domain.state, RunState::Shutdown(_)) {
             return Ok(Outcome::done());
         }
+        let mut outcome = Outcome::done();
         if dump {
-            let file = self.core_file(id, &format!("crash-{}", context.job));
-            let done = self.dump_core(id, &file, false, false, context).await;
-            if let Err(error) = done {
-                tracing::warn!(vm = %id, job = %context.job, %error, "the crashed domain's memory was not dumped");
+            match self.dump_crashed(id, false, context).await {
+                Ok(noted) => outcome = noted.unwrap_or_default(),
+                Err(error) => {
+                    tracing::warn!(vm = %id, job = %context.job, %error, "the crashed domain's memory was not dumped");
+                }
             }
         }
         self.destroy_found(domain.domid).await?;
-        Ok(Outcome::done())
+        Ok(outcome)
     }
 
     pub(super) async fn settle_rebuild(&self, id: VmId, context: &StepContext) -> Result<Outcome, JobFault> {
         let decision = decision(context)?;
-        if self.vms.get(id).is_none() {
-            return Ok(Outcome::done());
+        let Some(vm) = self.vms.get(id) else { return Ok(Outcome::done()) };
+        if let (Decision::Ended { cause, .. }, Intent::Saved { file, .. }) = (&decision, &vm.record.intent)
+            && *cause != EndCause::Unknown
+        {
+            // It was restored, unseen, and has ended since: its disks do not fit that memory any more.
+            self.remove_file(file).await?;
         }
         match decision {
             Decision::Nothing => Ok(Outcome::done()),
             Decision::FoundRunning => self.found_running(id, context).await,
+            Decision::Saved { file } => {
+                let text = format!("VM {id}: its memory was found, whole, after a save that nobody saw end");
+                self.saved_outcome(id, &file, Severity::Warning, &text, context)
+            }
             Decision::Gone => self.off_outcome(id, EndCause::Unknown, "vm.gone", Severity::Error, context),
             Decision::Ended { restart: true, cause, crashes, .. } => {
                 let kind = if crashes > 0 { "vm.restarted_after_crash" } else { "vm.rebooted" };

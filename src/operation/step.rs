@@ -58,8 +58,11 @@ pub enum Step {
         vm: VmId,
         timeout_s: u64,
     },
+    /// `rebuild_on_undo`: the VM is to run after the job, also if that fails.
     ClearDomain {
         vm: VmId,
+        #[serde(default)]
+        rebuild_on_undo: bool,
     },
     RebuildDomain {
         vm: VmId,
@@ -97,11 +100,14 @@ pub enum Step {
         key: String,
         value: String,
     },
+    /// `rebuild_on_undo`: as of `ClearDomain`, where the dump itself ends the domain.
     DumpCore {
         vm: VmId,
         file: SafePath,
         live: bool,
         crash: bool,
+        #[serde(default)]
+        rebuild_on_undo: bool,
     },
     /// What became of a domain that changed by itself: reads the world, decides, has no effect.
     InspectDomain {
@@ -154,8 +160,11 @@ pub enum Step {
     RenewCertificate {
         if_due: bool,
     },
-    /// Stops every VM, each as a child job.
-    StopAllVms {},
+    /// Stops every VM, each as a child job. `boot_id` as of `Power`: after that boot there is nothing to stop.
+    StopAllVms {
+        #[serde(default)]
+        boot_id: String,
+    },
     /// `boot_id` is the boot that is to end: a run after it has nothing more to do.
     Power {
         off: bool,
@@ -230,18 +239,26 @@ impl Step {
             about,
             what: serde_json::to_value(&self).expect("a step's maps have text keys, so it has a JSON form"),
             effect,
-            resume: Resume::Redo,
+            resume: self.resume(),
             undo,
             weight,
         }
     }
 
+<<<<<<< HEAD
     /// How long it may wait by its own data, seconds.
     pub fn waits_s(&self) -> u64 {
         match self {
             Self::ShutdownDomain { timeout_s, .. } | Self::AskReboot { timeout_s, .. } => *timeout_s,
             Self::Sleep { ms } => ms.div_ceil(1000),
             _ => 0,
+=======
+    /// A guest cannot be asked whether it has heard, and hears a second time as well as the first.
+    fn resume(&self) -> Resume {
+        match self {
+            Self::Sysrq { .. } | Self::Trigger { .. } => Resume::Undo,
+            _ => Resume::Redo,
+>>>>>>> fixops
         }
     }
 
@@ -259,7 +276,10 @@ impl Step {
             Self::PauseDomain { .. } | Self::UnpauseDomain { .. } => (true, true, 2),
             Self::Hotplug { .. } => (true, true, 5),
             Self::SaveDomain { .. } | Self::DumpCore { .. } => (true, true, 50),
-            Self::ShutdownDomain { .. } | Self::AskReboot { .. } | Self::StopAllVms {} => (true, false, 50),
+            Self::ShutdownDomain { .. } | Self::AskReboot { .. } | Self::StopAllVms { .. } => {
+                (true, false, 50)
+            }
+            Self::ClearDomain { rebuild_on_undo, .. } => (true, *rebuild_on_undo, 5),
             Self::SetPassword { .. } | Self::RenewCertificate { .. } => (true, false, 1),
             _ => (true, false, 5),
         }
@@ -290,7 +310,7 @@ impl Step {
             Self::AskReboot { vm, timeout_s } => {
                 ("ask_reboot", format!("ask VM {vm} to reboot, and wait up to {timeout_s} s"))
             }
-            Self::ClearDomain { vm } => ("clear_domain", format!("clear the old domain of VM {vm} away")),
+            Self::ClearDomain { vm, .. } => ("clear_domain", format!("clear the old domain of VM {vm} away")),
             Self::RebuildDomain { vm } => ("rebuild_domain", format!("build the domain of VM {vm} anew")),
             Self::PauseDomain { vm } => ("pause_domain", format!("pause VM {vm}")),
             Self::UnpauseDomain { vm } => ("unpause_domain", format!("let VM {vm} run")),
@@ -333,7 +353,7 @@ impl Step {
             Self::RenewCertificate { .. } => {
                 ("renew_certificate", "make a new server certificate and serve it".to_owned())
             }
-            Self::StopAllVms {} => ("stop_vms", "stop every VM, each in a job of its own".to_owned()),
+            Self::StopAllVms { .. } => ("stop_vms", "stop every VM, each in a job of its own".to_owned()),
             Self::Power { off: true, .. } => ("power_off", "switch the host off".to_owned()),
             Self::Power { off: false, .. } => ("reboot", "reboot the host".to_owned()),
             Self::Sleep { ms } => ("sleep", format!("wait {ms} ms")),

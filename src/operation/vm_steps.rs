@@ -6,15 +6,15 @@ use super::step::{Base, Hotplug};
 use super::{Operations, fault};
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
-use crate::model::{Bytes, SafePath, Timestamp, VmId};
+use crate::model::{SafePath, Timestamp, VmId};
 use crate::store::Txn;
-use crate::vm::{Action, CoreDump, EndCause, Intent, VMS, Vm, VmRecord, VmState, allowed, state_of};
-use crate::xen::{AfterSave, DomId, DomainInfo, RunState, ToolstackError};
+use crate::vm::{Action, EndCause, Intent, VMS, Vm, VmRecord, VmState, allowed, state_of};
+use crate::xen::{DomId, DomainInfo, RunState, ToolstackError};
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
 
-type Result<T> = std::result::Result<T, JobFault>;
+pub(super) type Result<T> = std::result::Result<T, JobFault>;
 
 impl Operations {
     pub(super) fn vm(&self, id: VmId) -> Result<Vm> {
@@ -66,7 +66,7 @@ impl Operations {
             let text = format!("VM {id} was changed by another job meanwhile; nothing was done, ask again");
             return Err(JobFault::refusal("CONFLICT", text));
         }
-        Ok(Outcome::done())
+        Ok(Outcome::value(json!({ "paused": state == VmState::Paused })))
     }
 
     pub(super) fn check_new_vm(&self, id: VmId) -> Result<Outcome> {
@@ -109,13 +109,17 @@ impl Operations {
         Ok(outcome)
     }
 
-    pub(super) fn delete_vm(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
+    pub(super) async fn delete_vm(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
         let record = self.vm(id)?.record;
         let name = &record.config.name;
-        let mut files: Vec<&SafePath> = record.cores.iter().map(|core| &core.file).collect();
+        let mut files: Vec<SafePath> = record.cores.iter().map(|core| core.file.clone()).collect();
         if let Intent::Saved { file, .. } = &record.intent {
-            files.push(file);
+            files.push(file.clone());
         }
+        files.extend(record.checkpoint.clone());
+        files.extend(self.stray_files(id).await);
+        files.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        files.dedup();
         let mut writes = Txn::new();
         writes.delete(&VMS, &id);
         let event =
@@ -152,6 +156,7 @@ impl Operations {
             record.intent = Intent::On;
             record.changed = Timestamp::now();
             record.last_end = None;
+            record.crashes_in_a_row = 0;
         })?;
         event.with("domid", domid.0).append_to(&mut outcome.writes);
         Ok(outcome)
@@ -162,7 +167,11 @@ impl Operations {
         self.built(id, built).await
     }
 
-    async fn built(&self, id: VmId, built: std::result::Result<DomId, ToolstackError>) -> Result<DomId> {
+    pub(super) async fn built(
+        &self,
+        id: VmId,
+        built: std::result::Result<DomId, ToolstackError>,
+    ) -> Result<DomId> {
         match built {
             Ok(domid) => Ok(domid),
             // The effect is unknown: the world knows. A domain that is there and alive is ours, since none was
@@ -206,17 +215,29 @@ impl Operations {
         if matches!(domain.state, RunState::Shutdown(_)) {
             return Ok(Outcome::done());
         }
-        if domain.state == RunState::Paused {
+        let paused_now = domain.state == RunState::Paused;
+        // Also if it was this very step, before a crash, that let it run.
+        let told = context.outcomes.first().and_then(|first| first.as_ref()?["paused"].as_bool());
+        let was_paused = paused_now || (context.resumed && told == Some(true));
+        if paused_now {
             // A paused guest hears nothing.
             self.toolstack.unpause(domain.domid).await.map_err(fault::toolstack)?;
         }
         self.toolstack.shutdown(domain.domid).await.map_err(fault::toolstack)?;
-        let ended = self.await_end(domain.domid, Duration::from_secs(timeout_s), context).await?;
-        if ended || then_force {
+        let ended = self.await_end(domain.domid, Duration::from_secs(timeout_s), context).await;
+        if matches!(ended, Ok(true)) || (then_force && ended.is_ok()) {
             return Ok(Outcome::done());
         }
+        if was_paused {
+            if let Err(error) = self.toolstack.pause(domain.domid).await {
+                tracing::warn!(vm = %id, job = %context.job, %error, "a guest that was paused runs now");
+            }
+            self.look(domain.domid).await;
+        }
+        ended?;
+        let goes_on = if was_paused { "is paused again" } else { "runs on" };
         let text = format!(
-            "the guest of VM {id} was asked to shut down and has not within {timeout_s} s; it runs on. \
+            "the guest of VM {id} was asked to shut down and has not within {timeout_s} s; it {goes_on}. \
              Ask again with force to end it at once"
         );
         Err(JobFault::new("SHUTDOWN_IGNORED", text))
@@ -253,6 +274,7 @@ impl Operations {
         let domain = self.domain(id).await?;
         let was_off = domain.is_none() && vm.record.intent == Intent::Off;
         if let Some(domain) = domain {
+            self.drop_stale_memory(id, &domain).await?;
             self.destroy_found(domain.domid).await?;
         }
         if was_off && !context.resumed {
@@ -301,9 +323,18 @@ impl Operations {
 
     pub(super) async fn clear_domain(&self, id: VmId) -> Result<Outcome> {
         if let Some(domain) = self.domain(id).await? {
+            self.drop_stale_memory(id, &domain).await?;
             self.destroy_found(domain.domid).await?;
         }
         Ok(Outcome::done())
+    }
+
+    /// A guest that was to come back after its domain was cleared away comes back all the same.
+    pub(super) async fn undo_clear(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
+        if self.vm(id)?.record.intent != Intent::On || self.domain(id).await?.is_some() {
+            return Ok(Outcome::done());
+        }
+        self.rebuild_domain(id, context).await
     }
 
     pub(super) async fn pause_domain(&self, id: VmId, pause: bool) -> Result<Outcome> {
@@ -324,133 +355,6 @@ impl Operations {
             Some(was_paused) => self.pause_domain(id, was_paused).await,
             None => Ok(Outcome::done()),
         }
-    }
-
-    pub(super) async fn save_domain(
-        &self,
-        id: VmId,
-        file: &SafePath,
-        checkpoint: bool,
-        context: &StepContext,
-    ) -> Result<Outcome> {
-        let domain = self.domain(id).await?;
-        match &domain {
-            Some(domain) => {
-                // What an interrupted run left is of no use: the domain has lived on.
-                self.files.remove(file).await.map_err(fault::files)?;
-                self.files.make_parent(file).await.map_err(fault::files)?;
-                let after = if checkpoint { AfterSave::Continue } else { AfterSave::Destroy };
-                let saved = self.toolstack.save(domain.domid, file, after).await;
-                if let Err(error) = saved {
-                    self.has_left_file(id, file, &error, !checkpoint).await?;
-                }
-                self.look(domain.domid).await;
-            }
-            // The domain went with its memory safe on disk; only the outcome was not written.
-            None if context.resumed
-                && !checkpoint
-                && self.files.exists(file).await.map_err(fault::files)? => {}
-            None => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has no domain to save"))),
-        }
-        let name = self.vm(id)?.record.config.name.clone();
-        if checkpoint {
-            let mut outcome = Outcome::result(json!({ "file": file }));
-            let text = format!("VM {name}: checkpoint written");
-            let event = Event::new("vm.checkpointed", Severity::Info, VmRecord::lock(id), text);
-            event.with_job(context.job).append_to(&mut outcome.writes);
-            return Ok(outcome);
-        }
-        let mut outcome = self.record_outcome(id, |record| {
-            record.intent = Intent::Saved { file: file.clone(), at: Timestamp::now() };
-            record.changed = Timestamp::now();
-        })?;
-        let event = Event::new("vm.saved", Severity::Info, VmRecord::lock(id), format!("VM {name}: saved"));
-        event.with_job(context.job).append_to(&mut outcome.writes);
-        Ok(outcome)
-    }
-
-    /// After an error: whether what was asked happened all the same. It has if the domain has gone, which it does
-    /// last, and its file is there.
-    async fn has_left_file(
-        &self,
-        id: VmId,
-        file: &SafePath,
-        error: &ToolstackError,
-        goes: bool,
-    ) -> Result<()> {
-        let gone = is_unsure(error) && goes && self.domain(id).await?.is_none();
-        if gone && self.files.exists(file).await.map_err(fault::files)? {
-            return Ok(());
-        }
-        Err(fault::toolstack(error.clone()))
-    }
-
-    /// A failed save leaves the guest running; its half file goes. If the guest has gone, its file is all there
-    /// is of it: the VM is saved, and its record says so.
-    pub(super) async fn undo_save(&self, id: VmId, file: &SafePath, checkpoint: bool) -> Result<Outcome> {
-        if checkpoint || self.domain(id).await?.is_some() {
-            self.files.remove(file).await.map_err(fault::files)?;
-            return Ok(Outcome::done());
-        }
-        if self.vm(id)?.record.intent != Intent::On || !self.files.exists(file).await.map_err(fault::files)? {
-            return Ok(Outcome::done());
-        }
-        self.record_outcome(id, |record| {
-            record.intent = Intent::Saved { file: file.clone(), at: Timestamp::now() };
-            record.changed = Timestamp::now();
-        })
-    }
-
-    /// A guest that went on from its saved memory has changed its disks: to go back to that memory would ruin
-    /// them. So a restored domain stays.
-    pub(super) async fn undo_restore(
-        &self,
-        id: VmId,
-        outcome: Option<&serde_json::Value>,
-    ) -> Result<Outcome> {
-        if outcome.is_none() && self.domain(id).await?.is_some() {
-            let text = format!("VM {id} goes on from its saved memory already; it is left running");
-            return Err(JobFault::new("CANNOT_UNDO", text));
-        }
-        Ok(Outcome::done())
-    }
-
-    /// A dump that the record lists is kept, whatever failed after it.
-    pub(super) async fn undo_dump(&self, id: VmId, file: &SafePath) -> Result<Outcome> {
-        if self.vms.get(id).is_some_and(|vm| vm.record.cores.iter().any(|core| core.file == *file)) {
-            return Ok(Outcome::done());
-        }
-        self.remove_file(file).await
-    }
-
-    pub(super) async fn restore_domain(
-        &self,
-        id: VmId,
-        paused: bool,
-        context: &StepContext,
-    ) -> Result<Outcome> {
-        let vm = self.vm(id)?;
-        let Intent::Saved { file, .. } = &vm.record.intent else {
-            return Err(JobFault::refusal("VM_STATE", format!("VM {id} is not saved")));
-        };
-        let domid = match self.domain(id).await? {
-            Some(domain) if context.resumed => domain.domid,
-            Some(_) => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has a domain already"))),
-            None => {
-                let built = self.toolstack.restore(&vm.record.config, file, paused).await;
-                self.built(id, built).await?
-            }
-        };
-        self.look(domid).await;
-        let mut outcome = self.record_outcome(id, |record| {
-            record.intent = Intent::On;
-            record.changed = Timestamp::now();
-        })?;
-        outcome.value = Some(json!({ "domid": domid.0, "left_files": [file] }));
-        let text = format!("VM {}: restored", vm.record.config.name);
-        let event = Event::new("vm.restored", Severity::Info, VmRecord::lock(id), text).with_job(context.job);
-        event.with("domid", domid.0).append_to(&mut outcome.writes);
-        Ok(outcome)
     }
 
     /// Builds the domain after a reboot or a dump; the step before cleared the old one away.
@@ -484,47 +388,6 @@ impl Operations {
         Ok(Outcome::done())
     }
 
-    pub(super) async fn dump_core(
-        &self,
-        id: VmId,
-        file: &SafePath,
-        live: bool,
-        crash: bool,
-        context: &StepContext,
-    ) -> Result<Outcome> {
-        match self.domain(id).await? {
-            Some(domain) => {
-                self.files.remove(file).await.map_err(fault::files)?;
-                self.files.make_parent(file).await.map_err(fault::files)?;
-                let dumped = self.toolstack.dump_core(domain.domid, file, live, crash).await;
-                if let Err(error) = dumped {
-                    self.has_left_file(id, file, &error, crash).await?;
-                }
-                self.look(domain.domid).await;
-            }
-            None if context.resumed && crash && self.files.exists(file).await.map_err(fault::files)? => {}
-            None => return Err(JobFault::refusal("VM_STATE", format!("VM {id} has no domain to dump"))),
-        }
-        Ok(Outcome::done())
-    }
-
-    pub(super) async fn record_core(
-        &self,
-        id: VmId,
-        date: &str,
-        file: &SafePath,
-        context: &StepContext,
-    ) -> Result<Outcome> {
-        let size = self.files.size(file).await.map_err(fault::files)?.unwrap_or(Bytes(0));
-        let core = CoreDump { date: date.to_owned(), file: file.clone(), size, job: context.job };
-        let mut outcome = self.record_outcome(id, |record| {
-            record.cores.retain(|c| c.date != core.date);
-            record.cores.push(core);
-        })?;
-        outcome.result = Some(json!({ "core_date": date, "file": file, "size": size.0 }));
-        Ok(outcome)
-    }
-
     pub(super) async fn signal(&self, id: VmId, signal: Signal<'_>) -> Result<Outcome> {
         let domid = self.living(id).await?.domid;
         match signal {
@@ -544,7 +407,7 @@ impl Operations {
 }
 
 /// Whether the effect of a call that ended so is unknown.
-fn is_unsure(error: &ToolstackError) -> bool {
+pub(super) fn is_unsure(error: &ToolstackError) -> bool {
     matches!(error, ToolstackError::Timeout | ToolstackError::Unreachable(_))
 }
 

@@ -74,6 +74,9 @@ pub struct VmRecord {
     pub last_end: Option<EndCause>,
     #[serde(default)]
     pub cores: Vec<CoreDump>,
+    /// Its last checkpoint.
+    #[serde(default)]
+    pub checkpoint: Option<SafePath>,
     /// Crashes in a row, each soon after a start: a VM that crashes again and again is not restarted for ever.
     #[serde(default)]
     pub crashes_in_a_row: u32,

@@ -15,6 +15,7 @@ use crate::model::{KiB, MiB, SafePath, Timestamp, VmId};
 use async_trait::async_trait;
 use config::{Disk, DomainConfig, Vif};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A domain's number, while it lives. 0 is dom0.
@@ -149,11 +150,17 @@ pub enum ToolstackError {
 
 pub type Result<T> = std::result::Result<T, ToolstackError>;
 
+/// How long a call may take that moves this much memory: never less than `least`, and as slow as 64 MiB a second.
+pub fn moving_deadline(least: Duration, memory: MiB) -> Duration {
+    least.max(Duration::from_secs(30) + Duration::from_secs(memory.0.div_ceil(64)))
+}
+
 /// A two-way stream of bytes for a migration.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// The toolstack. Every call ends within the deadline its body was made with. Calls for one domain come one
+/// The toolstack. Every call ends within the deadline its body was made with; those that move a domain's memory
+/// (save, restore, dump, migrate) have a deadline that grows with memory, [`moving_deadline`]. Calls for one domain come one
 /// at a time (the caller holds the VM's lock); calls for different domains may come together.
 #[async_trait]
 pub trait Toolstack: Send + Sync + 'static {
@@ -185,8 +192,9 @@ pub trait Toolstack: Send + Sync + 'static {
     async fn pause(&self, domid: DomId) -> Result<()>;
     async fn unpause(&self, domid: DomId) -> Result<()>;
 
-    /// Writes the domain's memory to a new file. After an error the domain runs on as before and the file is
-    /// gone.
+    /// Writes the domain's memory to a new file. After an error other than `Timeout` and `Unreachable` the domain
+    /// runs on as before and the file is gone. A file of this name is whole (it is written beside it and renamed),
+    /// and with `Destroy` the domain goes only after it is there: a file whose domain has gone is its memory.
     async fn save(&self, domid: DomId, file: &SafePath, after: AfterSave) -> Result<()>;
 
     /// Builds a domain from a saved file, which stays. All or nothing, as `create`.

@@ -99,6 +99,10 @@ async fn look(scene: &mut Scene, case: &Case, accepted: Option<bool>) -> Result<
         same("the job was accepted", done, accepted)?;
     }
     for job in &ours {
+        if case.once && *field(job, "fault") != Value::Nil {
+            same("its fault", string(field(field(job, "fault"), "name")).as_str(), "INTERRUPTED")?;
+            continue;
+        }
         let expected = if case.fails { "failed" } else { "succeeded" };
         same("the job's state", string(field(job, "state")).as_str(), expected)
             .map_err(|why| format!("{why}: {job:?}"))?;

@@ -60,6 +60,8 @@ pub struct Case {
     pub script: Option<(Kind, fn() -> Fate)>,
     /// The job ends as failed, and what it did is taken back.
     pub fails: bool,
+    /// What a guest may have heard is not sent again: killed in the midst, the job fails and says so.
+    pub once: bool,
     /// There is no call; the guest ends by itself.
     pub ends: Option<Reason>,
 }
@@ -101,7 +103,19 @@ const fn case(
     then: Then,
     effects: &'static [(&'static str, usize)],
 ) -> Case {
-    Case { name, verb: name, from, params, then, effects, also: None, script: None, fails: false, ends: None }
+    Case {
+        name,
+        verb: name,
+        from,
+        params,
+        then,
+        effects,
+        also: None,
+        script: None,
+        fails: false,
+        once: false,
+        ends: None,
+    }
 }
 
 impl Case {
@@ -115,6 +129,10 @@ impl Case {
 
     const fn failing(self, kind: Kind) -> Self {
         Self { fails: true, ..self.while_the_world(kind, refusal) }
+    }
+
+    const fn once(self) -> Self {
+        Self { once: true, ..self }
     }
 
     const fn also(self, check: Check) -> Self {
@@ -163,8 +181,8 @@ pub fn vm_cases() -> Vec<Case> {
             .also(has_grown),
         case("configure_vm_ha", From::Off, |t| vm_and(t, [Value::Bool(true)]), Then::Vm("off", 0), &[])
             .also(is_ha),
-        case("sysrq_vm", From::Running, |t| vm_and(t, [text("s")]), Then::Vm("running", 1), &[]),
-        case("trigger_vm", From::Running, |t| vm_and(t, [text("nmi")]), Then::Vm("running", 1), &[]),
+        case("sysrq_vm", From::Running, |t| vm_and(t, [text("s")]), Then::Vm("running", 1), &[]).once(),
+        case("trigger_vm", From::Running, |t| vm_and(t, [text("nmi")]), Then::Vm("running", 1), &[]).once(),
         case(
             "send_to_guest",
             From::Running,

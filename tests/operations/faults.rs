@@ -218,7 +218,8 @@ async fn a_dump_is_kept_although_the_vm_cannot_be_built_anew_after_it() {
     let life = Life::begin(&host).await;
     let vm = life.started("web").await;
     let file = life.operations.core_file(vm, "1.core");
-    rule(&host, Kind::Create, failed()).await;
+    // Nor on the way back.
+    host.world.add_rule(Rule::next(Kind::Create, failed()).times(2)).await.unwrap();
     life.bad("dump_vm_core", plan::dump_vm_core(vm, "1", file, false, false, true), "TOOLSTACK_FAILED").await;
     life.quiet().await;
     assert_eq!(life.record(vm).cores.len(), 1);
@@ -231,7 +232,8 @@ async fn a_reboot_that_cannot_build_the_domain_anew_is_told_and_the_record_says_
     let host = Host::new();
     let life = Life::begin(&host).await;
     let vm = life.started("web").await;
-    rule(&host, Kind::Create, failed()).await;
+    // Nor on the way back.
+    host.world.add_rule(Rule::next(Kind::Create, failed()).times(2)).await.unwrap();
     life.bad("reboot_vm", plan::reboot_vm(vm, 30), "TOOLSTACK_FAILED").await;
     // Long before the next discovery.
     seconds(2.0).await;

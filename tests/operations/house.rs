@@ -211,6 +211,7 @@ impl Life {
             let record = &stored[&known.record.id()];
             assert_eq!(*known.record, *record, "in memory as on disk");
             files.extend(record.cores.iter().map(|core| core.file.to_string()));
+            files.extend(record.checkpoint.iter().map(ToString::to_string));
             let domain = host.domain(record.id()).await;
             let state = domain.as_ref().map(|d| d.state);
             assert_eq!(known.domain.as_ref().map(|d| d.domid), domain.as_ref().map(|d| d.domid));
@@ -279,6 +280,7 @@ pub fn vm(name: &str) -> VmRecord {
         changed: Timestamp::now(),
         last_end: None,
         cores: vec![],
+        checkpoint: None,
         crashes_in_a_row: 0,
     }
 }

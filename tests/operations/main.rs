@@ -8,4 +8,5 @@ mod crowd;
 mod faults;
 mod guests;
 mod house;
+mod late;
 mod mortal;

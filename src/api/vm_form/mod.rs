@@ -97,6 +97,7 @@ impl Form<'_> {
             changed: now,
             last_end: None,
             cores: Vec::new(),
+            checkpoint: None,
             crashes_in_a_row: 0,
         };
         self.merge(base, params)

@@ -14,10 +14,11 @@
 //!
 //! Frames: four bytes of length, most significant first, then JSON.
 
-use super::super::{DomId, Duplex, Result, ToolstackError};
+use super::super::{DomId, Duplex, Result, ToolstackError, moving_deadline};
 use super::{SimToolstack, unexpected};
 use crate::sim::{Answer, Image, Request, WorldError};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MAX_FRAME_BYTES: u32 = 1024 * 1024;
@@ -50,10 +51,11 @@ async fn send_through(from: &SimToolstack, domid: DomId, mut stream: Box<dyn Dup
     let Answer::Image(image) = from.ask(Request::Export { domid: domid.0 }).await? else {
         return Err(unexpected());
     };
-    match within(from, offer(&mut stream, &image)).await {
+    let limit = moving_deadline(from.timeout, image.spec.memory);
+    match within(limit, offer(&mut stream, &image)).await {
         Ok(()) => {
             from.tell(Request::EndExport { domid: domid.0, gone: true }).await?;
-            within(from, write(&mut stream, &Go)).await
+            within(limit, write(&mut stream, &Go)).await
         }
         Err(error) => {
             // The error that ended the migration is the one to tell, not what the undoing met.
@@ -74,17 +76,18 @@ async fn offer(stream: &mut Box<dyn Duplex>, image: &Image) -> Result<()> {
 }
 
 async fn receive_from(to: &SimToolstack, mut stream: Box<dyn Duplex>, paused: bool) -> Result<DomId> {
-    let image: Image = within(to, read(&mut stream)).await?;
+    let image: Image = within(to.timeout, read(&mut stream)).await?;
+    let limit = moving_deadline(to.timeout, image.spec.memory);
     let imported = to.ask_domid(Request::Import { image: Box::new(image) }).await;
     let domid = match imported {
         Ok(domid) => domid,
         Err(error) => {
             // If the source does not hear of it, it meets the end of the stream instead.
-            let _ = within(to, write(&mut stream, &Reply::Refused(error.clone()))).await;
+            let _ = within(limit, write(&mut stream, &Reply::Refused(error.clone()))).await;
             return Err(error);
         }
     };
-    match within(to, take_over(to, domid, &mut stream, paused)).await {
+    match within(limit, take_over(to, domid, &mut stream, paused)).await {
         Ok(()) => Ok(domid),
         Err(error) => {
             if let Err(undo) = to.tell(Request::Destroy { domid: domid.0 }).await {
@@ -106,9 +109,9 @@ async fn take_over(
     to.tell(Request::EndImport { domid: domid.0, paused }).await
 }
 
-/// Each exchange ends within the toolstack's deadline.
-async fn within<T>(toolstack: &SimToolstack, talk: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(toolstack.timeout, talk).await.unwrap_or(Err(WorldError::Timeout.into()))
+/// Each exchange ends within its deadline.
+async fn within<T>(limit: Duration, talk: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, talk).await.unwrap_or(Err(WorldError::Timeout.into()))
 }
 
 fn broken(error: std::io::Error) -> ToolstackError {

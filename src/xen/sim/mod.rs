@@ -1,6 +1,6 @@
 //! The toolstack's simulated body: translates each call into a request to the simulated world and its answer
-//! back. It holds no state but the way to the world and the deadline of each call (for a migration: of each
-//! exchange in it).
+//! back. It holds no state but the way to the world and the least deadline of each call (for a migration: of
+//! each exchange in it).
 
 mod migrate;
 mod translate;
@@ -8,7 +8,7 @@ mod translate;
 use super::config::{Disk, DiskDevice, DomainConfig, Vif};
 use super::{
     AfterSave, DomId, DomainInfo, Duplex, HypervisorInfo, Observation, Result, Toolstack, ToolstackError,
-    Trigger,
+    Trigger, moving_deadline,
 };
 use crate::model::{Mac, MiB, SafePath, VmId};
 use crate::sim::{Answer, Handle, Request, WorldError};
@@ -26,13 +26,26 @@ pub struct SimToolstack {
 }
 
 impl SimToolstack {
-    /// Each call ends within `timeout`.
+    /// Each call ends within `timeout`, or within the time that its domain's memory takes to be moved.
     pub fn new(handle: Handle, timeout: Duration) -> Self {
         Self { handle, timeout }
     }
 
     async fn ask(&self, request: Request) -> Result<Answer> {
         Ok(self.handle.call(request, self.timeout).await?)
+    }
+
+    /// How long a call about this domain may take that moves its memory. Where that cannot be read, the least:
+    /// nothing was asked yet, so the call itself must tell what is wrong.
+    async fn moving(&self, domid: DomId) -> Duration {
+        match self.get(domid).await {
+            Ok(Some(domain)) => moving_deadline(self.timeout, MiB(domain.memory.0.div_ceil(1024))),
+            _ => self.timeout,
+        }
+    }
+
+    async fn ask_within(&self, limit: Duration, request: Request) -> Result<Answer> {
+        Ok(self.handle.call(request, limit).await?)
     }
 
     /// For requests whose answer says nothing.
@@ -124,12 +137,18 @@ impl Toolstack for SimToolstack {
 
     async fn save(&self, domid: DomId, file: &SafePath, after: AfterSave) -> Result<()> {
         let keep_running = after == AfterSave::Continue;
-        self.tell(Request::Save { domid: domid.0, file: file.clone(), keep_running }).await
+        let limit = self.moving(domid).await;
+        let save = Request::Save { domid: domid.0, file: file.clone(), keep_running };
+        self.ask_within(limit, save).await.map(|_| ())
     }
 
     async fn restore(&self, config: &DomainConfig, file: &SafePath, paused: bool) -> Result<DomId> {
         let spec = Box::new(translate::spec(config)?);
-        self.ask_domid(Request::Restore { spec, file: file.clone(), paused }).await
+        let limit = moving_deadline(self.timeout, config.memory);
+        match self.ask_within(limit, Request::Restore { spec, file: file.clone(), paused }).await? {
+            Answer::DomId(domid) => Ok(DomId(domid)),
+            _ => Err(unexpected()),
+        }
     }
 
     async fn migrate_out(&self, domid: DomId, _live: bool, stream: Box<dyn Duplex>) -> Result<()> {
@@ -207,7 +226,9 @@ impl Toolstack for SimToolstack {
     }
 
     async fn dump_core(&self, domid: DomId, file: &SafePath, _live: bool, crash: bool) -> Result<()> {
-        self.tell(Request::DumpCore { domid: domid.0, file: file.clone(), crash }).await
+        let limit = self.moving(domid).await;
+        let dump = Request::DumpCore { domid: domid.0, file: file.clone(), crash };
+        self.ask_within(limit, dump).await.map(|_| ())
     }
 
     fn observe(&self) -> tokio::sync::mpsc::Receiver<Observation> {
