@@ -245,20 +245,20 @@ impl Step {
         }
     }
 
-<<<<<<< HEAD
     /// How long it may wait by its own data, seconds.
     pub fn waits_s(&self) -> u64 {
         match self {
             Self::ShutdownDomain { timeout_s, .. } | Self::AskReboot { timeout_s, .. } => *timeout_s,
             Self::Sleep { ms } => ms.div_ceil(1000),
             _ => 0,
-=======
+        }
+    }
+
     /// A guest cannot be asked whether it has heard, and hears a second time as well as the first.
     fn resume(&self) -> Resume {
         match self {
             Self::Sysrq { .. } | Self::Trigger { .. } => Resume::Undo,
             _ => Resume::Redo,
->>>>>>> fixops
         }
     }
 
