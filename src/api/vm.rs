@@ -145,8 +145,7 @@ planner!(set_vm_config, |api, arguments| {
 planner!(configure_vm, |api, arguments| {
     let old = known(api, arguments)?.record;
     let new = form(api, "configure_vm").merge(VmRecord::clone(&old), arguments.structure("params")?)?;
-    let state = api.operations.fresh_state(old.id()).await?;
-    Ok(plan::configure_vm(state, &old, new))
+    Ok(plan::configure_vm(&old, new))
 });
 
 planner!(unconfigure_vm, |api, arguments| {
@@ -162,8 +161,7 @@ planner!(unconfigure_vm, |api, arguments| {
     let mut new = VmRecord::clone(&old);
     new.config.disks.retain(|d| !named.disks.iter().any(|n| n.device == d.device));
     new.config.vifs.retain(|v| !named.vifs.iter().any(|n| n.mac == v.mac));
-    let state = api.operations.fresh_state(old.id()).await?;
-    Ok(plan::configure_vm(state, &old, new))
+    Ok(plan::configure_vm(&old, new))
 });
 
 planner!(delete_vm, |api, arguments| Ok(plan::delete_vm(&known(api, arguments)?.record)));

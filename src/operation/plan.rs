@@ -5,11 +5,11 @@
 //! and lets none in.
 
 use super::memory_steps::CHECKPOINT;
-use super::step::{Base, Hotplug, Step};
+use super::step::{Hotplug, Step};
 use crate::config;
 use crate::job::{LockWant, PlannedStep};
 use crate::model::{SafePath, VmId};
-use crate::vm::{Action, VmRecord, VmState};
+use crate::vm::{Action, VmRecord};
 use crate::xen::Trigger;
 use crate::xen::config::DomainConfig;
 
@@ -67,22 +67,21 @@ pub fn create_vm(record: VmRecord) -> Plan {
 pub fn set_vm_config(old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
     let steps = vec![
-        Step::CheckVm { vm, action: Action::Reconfigure, base: Some(Base { mark: old.mark(), live: false }) },
+        Step::CheckVm { vm, action: Action::Reconfigure, base: Some(old.mark()) },
         Step::PutVm { record: Box::new(new), created: false },
     ];
     Plan::new(format!("set the configuration of VM {vm}"), naming_locks(vm), steps)
 }
 
 /// Changes a VM from `old` to `new`, in the running domain too if it has one.
-pub fn configure_vm(state: VmState, old: &VmRecord, new: VmRecord) -> Plan {
+///
+/// Whether it has one is known only under its lock, so the plan plugs in any case; without a living domain there
+/// is nothing to plug, and the step does nothing.
+pub fn configure_vm(old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
-    let live = matches!(state, VmState::Running | VmState::Paused);
-    let base = Some(Base { mark: old.mark(), live });
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure, base }];
-    if live {
-        let changes = hotplugs(&old.config, &new.config);
-        steps.extend(changes.into_iter().map(|change| Step::Hotplug { vm, change }));
-    }
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure, base: Some(old.mark()) }];
+    let changes = hotplugs(&old.config, &new.config);
+    steps.extend(changes.into_iter().map(|change| Step::Hotplug { vm, change }));
     steps.push(Step::PutVm { record: Box::new(new), created: false });
     Plan::new(format!("configure VM {vm}"), naming_locks(vm), steps)
 }

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum Step {
     // Guards: no effect, run under the job's locks.
-    /// `base`: what the plan was made from, where it holds parts of that.
+    /// `base`: the mark of the configuration that the plan was made from, where it holds parts of that.
     CheckVm {
         vm: VmId,
         action: Action,
-        base: Option<Base>,
+        base: Option<u32>,
     },
     CheckNewVm {
         vm: VmId,
@@ -176,15 +176,6 @@ pub enum Step {
     },
     Discover {},
     Prune {},
-}
-
-/// What a plan was made from, before its job had the VM's lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Base {
-    /// The record's mark.
-    pub mark: u32,
-    /// Whether it had a living domain.
-    pub live: bool,
 }
 
 /// One change of a running domain. Applying it to a domain that has it changes nothing.

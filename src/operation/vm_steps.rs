@@ -2,7 +2,7 @@
 //! a crash reaches the same end. A domain is always found by its VM's identity, never by a domid remembered
 //! from before.
 
-use super::step::{Base, Hotplug};
+use super::step::Hotplug;
 use super::{Operations, fault};
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
@@ -56,13 +56,12 @@ impl Operations {
         Outcome { writes, then: Some(Box::new(move || vms.put(record))), ..Outcome::default() }
     }
 
-    pub(super) async fn check_vm(&self, id: VmId, action: Action, base: Option<Base>) -> Result<Outcome> {
+    pub(super) async fn check_vm(&self, id: VmId, action: Action, base: Option<u32>) -> Result<Outcome> {
         let vm = self.vm(id)?;
         let domain = self.domain(id).await?;
         let state = state_of(&vm.record.intent, domain.as_ref());
         allowed(state, action).map_err(|refusal| JobFault::refusal("VM_STATE", refusal.to_string()))?;
-        let now = Base { mark: vm.record.mark(), live: matches!(state, VmState::Running | VmState::Paused) };
-        if base.is_some_and(|base| base != now) {
+        if base.is_some_and(|base| base != vm.record.mark()) {
             let text = format!("VM {id} was changed by another job meanwhile; nothing was done, ask again");
             return Err(JobFault::refusal("CONFLICT", text));
         }
@@ -366,7 +365,8 @@ impl Operations {
     /// Applies one change to the running domain. A domain that has gone meanwhile needs none: the record says
     /// what the next start builds.
     pub(super) async fn hotplug(&self, id: VmId, change: &Hotplug) -> Result<Outcome> {
-        let Some(domain) = self.domain(id).await? else { return Ok(Outcome::done()) };
+        let living = |domain: &DomainInfo| !matches!(domain.state, RunState::Shutdown(_));
+        let Some(domain) = self.domain(id).await?.filter(living) else { return Ok(Outcome::done()) };
         let now = self.toolstack.config(domain.domid).await.map_err(fault::toolstack)?;
         let t = &self.toolstack;
         let domid = domain.domid;

@@ -87,10 +87,12 @@ impl VmRecord {
         self.config.vm
     }
 
-    /// Tells this version of the record from any other: the CRC-32C of its JSON, stable over restarts.
+    /// Tells this configuration from any other of the VM: the CRC-32C of its JSON, stable over restarts. What the
+    /// VM does meanwhile (its intent, its cores) is no part of it.
     pub fn mark(&self) -> u32 {
         // A record that could not be written would not be here; 0 then only means that a plan is made again.
-        serde_json::to_vec(self).map_or(0, |json| crc32c::crc32c(&json))
+        serde_json::to_vec(&(&self.config, &self.kept, &self.repo, self.ha))
+            .map_or(0, |json| crc32c::crc32c(&json))
     }
 
     /// The lock that guards this VM.

@@ -165,7 +165,7 @@ async fn agree(scene: &mut Scene) -> Result<(), String> {
 
 /// Kills the daemon at one point of the call. `true`: it was answered first.
 async fn call_and_die(home: &Home, case: &Case, target: &Target, point: &str) -> bool {
-    let mut daemon = home.start_with(&["--die-at-commit", point]).await;
+    let mut daemon = home.start_dying(point).await;
     let mut local = daemon.local();
     let answer = match case.ends {
         Some(reason) => {
@@ -294,7 +294,7 @@ async fn killed_at_any_transaction_around_a_cancel_the_job_is_cancelled_once_and
         for side in ["before", "after"] {
             let point = format!("{commit}:{side}");
             // Whatever lives is killed when it is dropped.
-            let daemon = home.start_with(&["--die-at-commit", &point]).await;
+            let daemon = home.start_dying(&point).await;
             let mut local = daemon.local();
             let job = local.submit("sleep", &[int(3600)], structure([])).await;
             let told = local.call("job_cancel", &[int(job)]).await.is_ok();

@@ -398,3 +398,72 @@ async fn try_key(
         )),
     }
 }
+
+/// Bodies that try to make the daemon large, each with the right password before it.
+fn large_bodies() -> Vec<String> {
+    let call = |inner: &str| {
+        format!(
+            "<methodCall><methodName>echo</methodName><params><param><value>{inner}</value></param></params></methodCall>"
+        )
+    };
+    let nested =
+        |n: usize| format!("{}{}", "<array><data><value>".repeat(n), "</value></data></array>".repeat(n));
+    vec![
+        call(&format!("<array><data>{}</data></array>", "<value/>".repeat(400_000))),
+        call(&format!("<struct>{}</struct>", "<member><name>a</name><value/></member>".repeat(90_000))),
+        call(&nested(10_000)),
+        call(&format!("<string>{}</string>", "&amp;".repeat(700_000))),
+        call(&format!("<base64>{}</base64>", "AAAA".repeat(900_000))),
+        format!("<!DOCTYPE x [<!ENTITY a \"{}\">]>{}", "x".repeat(10_000), call("&a;&a;&a;")),
+        format!("<methodCall><methodName>{}</methodName></methodCall>", "m".repeat(1_000_000)),
+        "x".repeat(3_900_000),
+        call(&format!("<string>{}", "y".repeat(3_000_000))),
+    ]
+}
+
+/// One request on a connection of its own; how soon it was answered or closed after its last byte.
+async fn sent(address: std::net::SocketAddr, body: &str) -> std::time::Duration {
+    use base64::Engine;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let credentials = base64::engine::general_purpose::STANDARD.encode(format!("oracle:{PASSWORD}"));
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {credentials}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    // It may be refused and closed before all of it is written.
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.write_all(body.as_bytes()).await;
+    let since = tokio::time::Instant::now();
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    assert!(read.is_ok(), "neither answered nor closed");
+    since.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_bodies_that_try_to_make_it_large_the_daemon_is_as_small_as_before() {
+    let home = Home::new();
+    home.settings("[wire]\nplain_http = true\n");
+    let daemon = home.start().await;
+    daemon.remote().until_settled().await;
+    // What is allocated once and kept (a first large body, threads) is part of the base.
+    for body in large_bodies() {
+        sent(daemon.address, &body).await;
+    }
+    let base = (daemon.status("VmRSS"), daemon.open_files(), daemon.status("Threads"));
+    let mut slowest = std::time::Duration::ZERO;
+    for _ in 0..20 {
+        for body in large_bodies() {
+            slowest = slowest.max(sent(daemon.address, &body).await);
+        }
+    }
+    println!("slowest answer {slowest:?}, RSS before {} KiB, after {} KiB", base.0, daemon.status("VmRSS"));
+    until("it is small again", PATIENCE, async || {
+        daemon.status("VmRSS") <= base.0 + 16 * 1024
+            && daemon.open_files() <= base.1 + 4
+            && daemon.status("Threads") <= base.2 + 4
+    })
+    .await;
+    daemon.remote().ask("get_api_version", &[]).await;
+}

@@ -91,24 +91,49 @@ impl Home {
         self.launch(command).await
     }
 
+    /// A daemon that dies at this point (`N:before`, `N:after`). Work of its own that was due may bring it there
+    /// before it has greeted; then that is done first.
+    pub async fn start_dying(&self, point: &str) -> Daemon {
+        for _ in 0..5 {
+            let mut command = self.command();
+            command.args(["--die-at-commit", point]);
+            if let Some(daemon) = self.try_launch(command).await {
+                return daemon;
+            }
+            let daemon = self.start().await;
+            daemon.local().until_settled().await;
+            daemon.kill().await;
+        }
+        panic!("the daemon always dies before it greets at {point}:\n{}", self.log());
+    }
+
     /// Starts what is a daemon of this home in the end, and waits for its greeting.
-    pub async fn launch(&self, mut command: Command) -> Daemon {
+    pub async fn launch(&self, command: Command) -> Daemon {
+        match self.try_launch(command).await {
+            Some(daemon) => daemon,
+            None => panic!("the daemon does not start:\n{}", self.log()),
+        }
+    }
+
+    /// `None`: it ended without a greeting.
+    async fn try_launch(&self, mut command: Command) -> Option<Daemon> {
         let log = std::fs::File::options().append(true).create(true).open(self.path("daemon.log")).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
         let began = Instant::now();
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = timeout(PATIENCE, lines.next_line()).await;
-        let Ok(Ok(Some(first))) = first else { panic!("the daemon does not start:\n{}", self.log()) };
+        let first =
+            first.unwrap_or_else(|_| panic!("the daemon does not greet:\n{}", self.log())).unwrap()?;
         let after = first.split("https://").nth(1).unwrap_or_else(|| panic!("no address in {first:?}"));
         let address = after.split('/').next().unwrap().parse().unwrap();
         let ca = first.split("CA certificate: ").nth(1).unwrap().trim_end_matches(')').into();
         let mut greeting = vec![first];
         while greeting.len() < 3 {
-            greeting.push(timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap());
+            greeting.push(timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap()?);
         }
         let started_in = began.elapsed();
-        Daemon { child, address, ca, socket: self.state.join("dom0d.sock"), greeting, started_in }
+        Some(Daemon { child, address, ca, socket: self.state.join("dom0d.sock"), greeting, started_in })
     }
 
     pub fn world(&self) -> Handle {

@@ -7,7 +7,7 @@ use dom0d::model::VmId;
 use dom0d::operation::plan::{self, Plan};
 use dom0d::sim::{Answer, Request};
 use dom0d::store::Store;
-use dom0d::vm::{Intent, VmState};
+use dom0d::vm::Intent;
 use dom0d::xen::Trigger;
 use futures_util::future::BoxFuture;
 use std::time::Duration;
@@ -54,10 +54,10 @@ fn cases() -> Vec<Case> {
     vec![
         case!("create_vm", Absent, |h, life, v| plan::create_vm(vm("web"))),
         case!("configure_vm", Off, |h, life, vm| {
-            plan::configure_vm(VmState::Off, &life.record(vm), changed(&life.record(vm)))
+            plan::configure_vm(&life.record(vm), changed(&life.record(vm)))
         }),
         case!("configure_vm", Running, |h, life, vm| {
-            plan::configure_vm(VmState::Running, &life.record(vm), changed(&life.record(vm)))
+            plan::configure_vm(&life.record(vm), changed(&life.record(vm)))
         }),
         case!("set_vm_config", Off, |h, life, vm| plan::set_vm_config(
             &life.record(vm),

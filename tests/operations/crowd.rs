@@ -93,7 +93,7 @@ fn verb(life: &Life, host: &Host, vm: VmId, dice: &mut Dice) -> Option<Plan> {
                 1 => new.config.disks.push(disk("xvdb")),
                 _ => new.config.disks.truncate(1),
             }
-            plan::configure_vm(known.state(), record, new)
+            plan::configure_vm(record, new)
         }
         12 => plan::sysrq_vm(vm, if dice.below(4) == 0 { 'b' } else { 's' }),
         13 => plan::trigger_vm(vm, Trigger::Nmi, None),
