@@ -25,7 +25,7 @@ impl Executor for Operations {
         match parse(step)? {
             Step::CheckVm { vm, action, base } => self.check_vm(vm, action, base).await,
             Step::CheckNewVm { vm } => self.check_new_vm(vm),
-            Step::PutVm { record, created } => self.put_vm(*record, created, context),
+            Step::PutVm { record, created, from } => self.put_vm(*record, created, from.as_deref(), context),
             Step::SetHa { vm, enabled } => self.record_outcome(vm, |record| record.ha = enabled),
             Step::DeleteVm { vm } => self.delete_vm(vm, context).await,
             Step::RecordCore { vm, date, file } => self.record_core(vm, &date, &file, context).await,

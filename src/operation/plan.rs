@@ -59,7 +59,7 @@ pub fn create_vm(record: VmRecord) -> Plan {
     let about = format!("create VM {}", record.config.name);
     let locks = naming_locks(record.id());
     let check = Step::CheckNewVm { vm: record.id() };
-    let steps = vec![check, Step::PutVm { record: Box::new(record), created: true }];
+    let steps = vec![check, Step::PutVm { record: Box::new(record), created: true, from: None }];
     Plan::new(about, locks, steps)
 }
 
@@ -68,7 +68,7 @@ pub fn set_vm_config(old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
     let steps = vec![
         Step::CheckVm { vm, action: Action::Reconfigure, base: Some(old.mark()) },
-        Step::PutVm { record: Box::new(new), created: false },
+        Step::PutVm { record: Box::new(new), created: false, from: None },
     ];
     Plan::new(format!("set the configuration of VM {vm}"), naming_locks(vm), steps)
 }
@@ -79,10 +79,10 @@ pub fn set_vm_config(old: &VmRecord, new: VmRecord) -> Plan {
 /// is nothing to plug, and the step does nothing.
 pub fn configure_vm(old: &VmRecord, new: VmRecord) -> Plan {
     let vm = new.id();
-    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure, base: Some(old.mark()) }];
+    let mut steps = vec![Step::CheckVm { vm, action: Action::Configure, base: None }];
     let changes = hotplugs(&old.config, &new.config);
     steps.extend(changes.into_iter().map(|change| Step::Hotplug { vm, change }));
-    steps.push(Step::PutVm { record: Box::new(new), created: false });
+    steps.push(Step::PutVm { record: Box::new(new), created: false, from: Some(Box::new(old.clone())) });
     Plan::new(format!("configure VM {vm}"), naming_locks(vm), steps)
 }
 

@@ -22,9 +22,11 @@ pub enum Step {
         vm: VmId,
     },
     // Records only.
+    /// `from`: what the change was planned from; what others have changed since stays.
     PutVm {
         record: Box<VmRecord>,
         created: bool,
+        from: Option<Box<VmRecord>>,
     },
     SetHa {
         vm: VmId,

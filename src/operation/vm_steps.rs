@@ -82,7 +82,21 @@ impl Operations {
         }
     }
 
-    pub(super) fn put_vm(&self, record: VmRecord, created: bool, context: &StepContext) -> Result<Outcome> {
+    pub(super) fn put_vm(
+        &self,
+        mut record: VmRecord,
+        created: bool,
+        from: Option<&VmRecord>,
+        context: &StepContext,
+    ) -> Result<Outcome> {
+        if let Some(from) = from {
+            let now = self.vm(record.id())?.record;
+            record = record.rebased(from, &now).ok_or_else(|| {
+                let text =
+                    "another job has changed the same meanwhile, and both together cannot be; ask again";
+                JobFault::refusal("CONFLICT", text)
+            })?;
+        }
         self.check_clash(&record)?;
         let name = record.config.name.clone();
         let kind = if created { "vm.created" } else { "vm.changed" };

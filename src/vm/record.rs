@@ -95,8 +95,59 @@ impl VmRecord {
             .map_or(0, |json| crc32c::crc32c(&json))
     }
 
+    /// This change, planned from `old`, upon `now`: what others have changed since stays, what both have changed is
+    /// as this one says. `None`: the two do not go together.
+    pub fn rebased(&self, old: &Self, now: &Self) -> Option<Self> {
+        let config = rebased_config(&old.config, &self.config, &now.config)?;
+        let mut kept = now.kept.clone();
+        let told = self.kept.iter().filter(|(key, value)| old.kept.get(*key) != Some(*value));
+        kept.extend(told.map(|(key, value)| (key.clone(), value.clone())));
+        let ha = if old.ha == self.ha { now.ha } else { self.ha };
+        Some(Self { config, kept, ha, ..now.clone() })
+    }
+
     /// The lock that guards this VM.
     pub fn lock(id: VmId) -> String {
         format!("vm/{id}")
     }
+}
+
+fn rebased_config(old: &DomainConfig, new: &DomainConfig, now: &DomainConfig) -> Option<DomainConfig> {
+    let fields = |config: &DomainConfig| serde_json::to_value(config).ok();
+    let (old, new, mut merged) = (fields(old)?, fields(new)?, fields(now)?);
+    for (name, value) in new.as_object()? {
+        if old[name] == *value {
+            continue;
+        }
+        merged[name] = match name.as_str() {
+            "disks" => rebased_list("device", &old[name], value, &merged[name])?,
+            "vifs" => rebased_list("mac", &old[name], value, &merged[name])?,
+            _ => value.clone(),
+        };
+    }
+    let merged: DomainConfig = serde_json::from_value(merged).ok()?;
+    (merged.vcpus <= merged.max_vcpus && merged.memory <= merged.max_memory).then_some(merged)
+}
+
+/// The same for a list of devices, each known by its `key`.
+fn rebased_list(
+    key: &str,
+    old: &serde_json::Value,
+    new: &serde_json::Value,
+    now: &serde_json::Value,
+) -> Option<serde_json::Value> {
+    let find = |list: &serde_json::Value, device: &serde_json::Value| {
+        list.as_array().and_then(|all| all.iter().find(|d| d[key] == device[key]).cloned())
+    };
+    let mut merged = Vec::new();
+    for device in now.as_array()? {
+        match (find(old, device), find(new, device)) {
+            (Some(_), None) => {}
+            (before, Some(after)) if before.as_ref() != Some(&after) => merged.push(after),
+            _ => merged.push(device.clone()),
+        }
+    }
+    let added = new.as_array()?.iter().filter(|d| find(old, d).is_none() && find(now, d).is_none());
+    merged.extend(added.cloned());
+    Some(merged.into())
 }
