@@ -6,11 +6,13 @@ simulated world. The clients know nothing of dom0d: xmlrpc.client and curl over 
 
 import base64
 import http.client
+import json
 import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -121,6 +123,21 @@ class Daemon:
                 os.kill(pid, signal.SIGTERM)
         except (OSError, ValueError):
             pass
+
+    def deafen(self, vm):
+        """From now on the VM's guest heeds no request to shut down: asked of the world itself, in its own frames."""
+        asked = {"set_behaviour": {"vm": vm, "behaviour": {"ignores_shutdown": True}}}
+        frame = json.dumps({"id": 1, "request": asked}).encode()
+        with socket.socket(socket.AF_UNIX) as world:
+            world.settimeout(PATIENCE_S)
+            world.connect(str(self.state / "world.sock"))
+            world.sendall(len(frame).to_bytes(4, "big") + frame)
+            answers = world.makefile("rb")
+            while True:
+                answer = json.loads(answers.read(int.from_bytes(answers.read(4), "big")))
+                if "Answer" in answer:
+                    assert "Ok" in answer["Answer"]["result"], answer
+                    return
 
     def tls(self, certificate=None):
         """Trusts the printed CA and nothing else; `certificate`: (certificate file, key file) to show."""

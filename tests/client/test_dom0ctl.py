@@ -99,15 +99,17 @@ class EveryCommand(CtlCase):
         self.assertEqual((shown["verb"], shown["state"]), ("start_vm", "succeeded"))
         self.assertIn(int(number), [one["id"] for one in self.both("job", "list")])
         self.assertEqual(self.json("job", "list", "--verb", "reboot_vm", "--limit", "1")[0]["verb"], "reboot_vm")
-        self.ctl("vm", "stop", "toml", "--force")
-
-        sleeping = self.json("call", "job_submit", "sleep", "[600]")
+        self.daemon.deafen(vm["uuid"])
+        stopping = self.json("vm", "stop", "toml", "--no-wait")
+        stopping = stopping if isinstance(stopping, int) else stopping["id"]
         self.do("call", "echo", "5", "x", code=USAGE)
         self.assertEqual(self.both("call", "echo", '{"a": [1, null, true]}'), {"a": [1, None, True]})
-        wait_for("the lock", lambda: any(lock["job"] == sleeping for lock in self.json("lock", "list")))
+        wait_for("the lock", lambda: any(lock["job"] == stopping for lock in self.json("lock", "list")))
         self.assertTrue(self.both("lock", "list"))
-        self.do("job", "cancel", str(sleeping))
-        self.assertEqual(self.json("job", "show", str(sleeping))["state"], "cancelled")
+        self.do("job", "cancel", str(stopping))
+        self.do("job", "wait", str(stopping), code=FAILED)
+        self.assertEqual(self.json("job", "show", str(stopping))["state"], "cancelled")
+        self.ctl("vm", "stop", "toml", "--force")
 
         self.do("vm", "delete", "toml")
         self.assertEqual(self.json("vm", "list"), [])

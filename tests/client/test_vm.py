@@ -188,7 +188,11 @@ class OurOwnVerbs(DaemonCase):
         self.assertEqual(self.proxy.event_ack(numbers), 0)
 
     def test_a_job_shows_its_lock_and_can_be_cancelled(self):
-        job = self.proxy.job_submit("sleep", [600])
+        vm, params = new_vm("deaf")
+        self.proxy.create_vm(REPO, vm, params)
+        self.proxy.start_vm(REPO, vm)
+        self.daemon.deafen(vm)
+        job = self.proxy.job_submit("stop_vm", [REPO, vm, False])
         wait_for("the lock", lambda: any(lock["job"] == job for lock in self.proxy.lock_list()))
         self.assertIsNone(self.proxy.job_cancel(job))
         self.assertEqual(self.proxy.job_wait(job, 30)["state"], "cancelled")
