@@ -155,9 +155,19 @@ pub fn moving_deadline(least: Duration, memory: MiB) -> Duration {
     least.max(Duration::from_secs(30) + Duration::from_secs(memory.0.div_ceil(64)))
 }
 
-/// A two-way stream of bytes for a migration.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+/// Where a migration's bytes go, and come from. They flow one way only.
+pub trait Outflow: AsyncWrite + Send + Unpin {}
+impl<T: AsyncWrite + Send + Unpin> Outflow for T {}
+pub trait Inflow: AsyncRead + Send + Unpin {}
+impl<T: AsyncRead + Send + Unpin> Inflow for T {}
+
+/// The moment at which a VM changes hosts, as the sending toolstack asks for it.
+#[async_trait]
+pub trait Handover: Send + Sync {
+    /// The domain stands still here, and all of it has been sent. `true`: the other host holds it whole, and it
+    /// is written down that it never runs here again; the toolstack then destroys it. `false`: it goes on here.
+    async fn hand_over(&self) -> bool;
+}
 
 /// The toolstack. Every call ends within the deadline its body was made with; those that move a domain's memory
 /// (save, restore, dump, migrate) have a deadline that grows with memory, [`moving_deadline`]. Calls for one domain come one
@@ -200,11 +210,21 @@ pub trait Toolstack: Send + Sync + 'static {
     /// Builds a domain from a saved file, which stays. All or nothing, as `create`.
     async fn restore(&self, config: &DomainConfig, file: &SafePath, paused: bool) -> Result<DomId>;
 
-    /// Sends a domain through `stream`. It is gone here when this returns; after an error it runs on here.
-    async fn migrate_out(&self, domid: DomId, live: bool, stream: Box<dyn Duplex>) -> Result<()>;
+    /// Sends a domain into `out`; `live`: it runs on while most of its memory is sent. When all is sent and the
+    /// domain stands still, `handover` decides. After `true` the domain is gone here when this returns; if this
+    /// fails all the same, or its caller dies, the domain may be left, standing still, and is the caller's to
+    /// destroy. After `false`, or an error before the handover, it runs on here.
+    async fn migrate_out(
+        &self,
+        domid: DomId,
+        live: bool,
+        out: Box<dyn Outflow>,
+        handover: std::sync::Arc<dyn Handover>,
+    ) -> Result<()>;
 
-    /// Receives a domain. After an error none is left.
-    async fn migrate_in(&self, stream: Box<dyn Duplex>, paused: bool) -> Result<DomId>;
+    /// Receives a domain. It is whole and stands paused when this returns, and outlives the caller; after an
+    /// error none is left.
+    async fn migrate_in(&self, input: Box<dyn Inflow>) -> Result<DomId>;
 
     /// What a running domain was built from and has plugged now.
     async fn config(&self, domid: DomId) -> Result<DomainConfig>;

@@ -8,7 +8,8 @@ use crate::env::{Env, disk, mac_of, vif};
 use dom0d::model::{MiB, SafePath, VmId, VmName};
 use dom0d::xen::config::{DomainConfig, Vnc};
 use dom0d::xen::{
-    AfterSave, DomId, DomainInfo, Observation, RunState, ShutdownReason, Toolstack, ToolstackError, Trigger,
+    AfterSave, DomId, DomainInfo, Handover, Observation, RunState, ShutdownReason, Toolstack, ToolstackError,
+    Trigger,
 };
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -50,9 +51,8 @@ macro_rules! rules {
             a_core_is_dumped_to_a_new_file_and_the_domain_goes_on,
             a_core_dumped_with_crash_destroys_the_domain,
             a_domain_is_observed_when_it_appears_ends_and_goes,
-            a_migrated_domain_is_gone_here_and_lives_there,
-            a_migrated_domain_arrives_paused_if_asked_for,
-            a_domain_may_be_sent_to_the_host_it_is_on,
+            a_migrated_domain_is_gone_here_and_stands_paused_there,
+            a_domain_that_is_not_handed_over_goes_on_here,
             a_migration_that_breaks_leaves_the_domain_running_here_and_none_there,
             a_migration_that_the_target_refuses_leaves_the_domain_running_here,
             a_vnc_server_has_a_port_of_its_own,
@@ -228,7 +228,7 @@ pub async fn an_unknown_domid_is_no_such_domain_for_every_call(env: &Env) {
         t.pause(gone).await,
         t.unpause(gone).await,
         t.save(gone, &file, AfterSave::Destroy).await,
-        t.migrate_out(gone, true, Box::new(ours)).await,
+        t.migrate_out(gone, true, Box::new(ours), Decision::new(true)).await,
         t.config(gone).await.map(|_| ()),
         t.attach_disk(gone, &disk("xvdb")).await,
         t.detach_disk(gone, &disk("xvda").device).await,
@@ -452,79 +452,96 @@ pub async fn a_domain_is_observed_when_it_appears_ends_and_goes(env: &Env) {
     see(domid).await;
 }
 
+/// Decides on handovers as it was told, and notes in which state the domain was.
+struct Decision(bool, std::sync::atomic::AtomicU32);
+
+impl Decision {
+    fn new(handed_over: bool) -> Arc<Self> {
+        Arc::new(Self(handed_over, 0.into()))
+    }
+
+    fn asked(&self) -> u32 {
+        self.1.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+#[async_trait::async_trait]
+impl Handover for Decision {
+    async fn hand_over(&self) -> bool {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.0
+    }
+}
+
 async fn migrate(
     from: &Arc<dyn Toolstack>,
     to: &Arc<dyn Toolstack>,
     domid: DomId,
-    paused: bool,
+    decision: Arc<Decision>,
 ) -> (dom0d::xen::Result<()>, dom0d::xen::Result<DomId>) {
     let (near, far) = tokio::io::duplex(4096);
-    tokio::join!(from.migrate_out(domid, true, Box::new(near)), to.migrate_in(Box::new(far), paused))
+    tokio::join!(from.migrate_out(domid, true, Box::new(near), decision), to.migrate_in(Box::new(far)))
 }
 
-pub async fn a_migrated_domain_is_gone_here_and_lives_there(env: &Env) {
+pub async fn a_migrated_domain_is_gone_here_and_stands_paused_there(env: &Env) {
     let Some(peer) = &env.peer else { return };
     let free = env.free().await;
     let (config, domid) = env.started().await;
     env.toolstack.attach_disk(domid, &disk("xvdb")).await.unwrap();
-    let (sent, received) = migrate(&env.toolstack, peer, domid, false).await;
+    let decision = Decision::new(true);
+    let (sent, received) = migrate(&env.toolstack, peer, domid, decision.clone()).await;
     sent.unwrap();
+    assert_eq!(decision.asked(), 1);
     let there = peer.get(received.unwrap()).await.unwrap().unwrap();
     assert_eq!((there.vm, there.name.as_str()), (Some(config.vm), config.name.as_str()));
-    assert!(is_alive(&there));
+    assert_eq!(there.state, RunState::Paused);
     assert_eq!(peer.config(there.domid).await.unwrap().disks.len(), 2, "plugged devices go along");
     assert_eq!(env.toolstack.find(config.vm).await, Ok(None));
     assert_eq!(env.free().await, free);
+    peer.unpause(there.domid).await.unwrap();
+    assert!(is_alive(&peer.get(there.domid).await.unwrap().unwrap()));
+    peer.destroy(there.domid).await.unwrap();
 }
 
-pub async fn a_migrated_domain_arrives_paused_if_asked_for(env: &Env) {
+pub async fn a_domain_that_is_not_handed_over_goes_on_here(env: &Env) {
     let Some(peer) = &env.peer else { return };
-    let (_, domid) = env.started().await;
-    let (_, received) = migrate(&env.toolstack, peer, domid, true).await;
-    assert_eq!(peer.get(received.unwrap()).await.unwrap().unwrap().state, RunState::Paused);
-}
-
-pub async fn a_domain_may_be_sent_to_the_host_it_is_on(env: &Env) {
     let (config, domid) = env.started().await;
-    let (sent, received) = migrate(&env.toolstack, &env.toolstack, domid, false).await;
-    sent.unwrap();
-    let arrived = received.unwrap();
-    assert_ne!(arrived, domid);
-    let of_vm = env.toolstack.list().await.unwrap().into_iter().filter(|d| d.vm == Some(config.vm));
-    assert_eq!(of_vm.map(|d| d.domid).collect::<Vec<_>>(), [arrived]);
-    assert!(is_alive(&env.info(arrived).await));
+    let decision = Decision::new(false);
+    let (sent, received) = migrate(&env.toolstack, peer, domid, decision.clone()).await;
+    assert!(sent.is_err());
+    assert_eq!(decision.asked(), 1);
+    assert!(is_alive(&env.info(domid).await));
+    // The copy is paused, and its receiver's to throw away.
+    let copy = received.unwrap();
+    assert_eq!(peer.get(copy).await.unwrap().unwrap().state, RunState::Paused);
+    peer.destroy(copy).await.unwrap();
+    assert_eq!(peer.find(config.vm).await, Ok(None));
 }
 
 pub async fn a_migration_that_breaks_leaves_the_domain_running_here_and_none_there(env: &Env) {
     let (config, domid) = env.started().await;
     let (near, far) = tokio::io::duplex(64);
     drop(far);
-    assert!(env.toolstack.migrate_out(domid, true, Box::new(near)).await.is_err());
+    let decision = Decision::new(true);
+    assert!(env.toolstack.migrate_out(domid, true, Box::new(near), decision.clone()).await.is_err());
+    assert_eq!(decision.asked(), 0, "what was not sent is not handed over");
     assert!(is_alive(&env.info(domid).await));
     let Some(peer) = &env.peer else { return };
-    // All that the source says arrives, but the line breaks when the target first answers.
-    let (near, far) = tokio::io::duplex(1024 * 1024);
-    let (heard, kept) = tokio::io::duplex(1024 * 1024);
-    let receiving = peer.migrate_in(Box::new(far), false);
-    let cut = async {
-        let sending = env.toolstack.migrate_out(domid, true, Box::new(kept));
-        tokio::join!(sending, pass_on_until_answered(heard, near)).0
+    // Only the first bytes arrive.
+    let (near, mut heard) = tokio::io::duplex(64);
+    let (mut further, far) = tokio::io::duplex(64);
+    let cut = async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut first = [0; 20];
+        heard.read_exact(&mut first).await.unwrap();
+        further.write_all(&first).await.unwrap();
     };
-    let (received, sent) = tokio::join!(receiving, cut);
+    let sending = env.toolstack.migrate_out(domid, true, Box::new(near), decision.clone());
+    let (sent, received, ()) = tokio::join!(sending, peer.migrate_in(Box::new(far)), cut);
     assert!(sent.is_err() && received.is_err(), "{sent:?} {received:?}");
+    assert_eq!(decision.asked(), 0);
     assert!(is_alive(&env.info(domid).await));
     assert_eq!(peer.find(config.vm).await, Ok(None));
-}
-
-async fn pass_on_until_answered(mut from: tokio::io::DuplexStream, mut to: tokio::io::DuplexStream) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (mut said, mut answer) = ([0; 1024], [0; 1]);
-    loop {
-        tokio::select! {
-            read = from.read(&mut said) => to.write_all(&said[..read.unwrap()]).await.unwrap(),
-            _ = to.read(&mut answer) => return,
-        }
-    }
 }
 
 pub async fn a_migration_that_the_target_refuses_leaves_the_domain_running_here(env: &Env) {
@@ -533,10 +550,24 @@ pub async fn a_migration_that_the_target_refuses_leaves_the_domain_running_here(
     // The target has a domain of the same name.
     let other = DomainConfig { name: config.name, ..env.new_vm() };
     peer.create(&other, true).await.unwrap();
-    let (sent, received) = migrate(&env.toolstack, peer, domid, false).await;
-    assert!(sent.is_err() && received.is_err(), "{sent:?} {received:?}");
+    let (near, far) = tokio::io::duplex(4096);
+    let (answer, refused) = tokio::sync::oneshot::channel();
+    let sending = env.toolstack.migrate_out(domid, true, Box::new(near), Arc::new(Heard(refused.into())));
+    let receiving = async { answer.send(peer.migrate_in(Box::new(far)).await.is_ok()).unwrap() };
+    let (sent, ()) = tokio::join!(sending, receiving);
+    assert!(sent.is_err(), "{sent:?}");
     assert!(is_alive(&env.info(domid).await));
     assert_eq!(peer.find(config.vm).await, Ok(None));
+}
+
+/// Hands over what the other side has taken.
+struct Heard(tokio::sync::Mutex<tokio::sync::oneshot::Receiver<bool>>);
+
+#[async_trait::async_trait]
+impl Handover for Heard {
+    async fn hand_over(&self) -> bool {
+        (&mut *self.0.lock().await).await.unwrap_or(false)
+    }
 }
 
 pub async fn a_vnc_server_has_a_port_of_its_own(env: &Env) {

@@ -3,7 +3,8 @@
 use dom0d::model::{Mac, MiB, SafePath, VmId};
 use dom0d::xen::config::{Disk, DiskDevice, DomainConfig, Vif};
 use dom0d::xen::{
-    AfterSave, DomId, DomainInfo, Duplex, HypervisorInfo, Observation, Result, Toolstack, Trigger,
+    AfterSave, DomId, DomainInfo, Handover, HypervisorInfo, Inflow, Observation, Outflow, Result, Toolstack,
+    Trigger,
 };
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -44,8 +45,8 @@ while_alive! {
     fn unpause(&self, domid: DomId) -> ();
     fn save(&self, domid: DomId, file: &SafePath, after: AfterSave) -> ();
     fn restore(&self, config: &DomainConfig, file: &SafePath, paused: bool) -> DomId;
-    fn migrate_out(&self, domid: DomId, live: bool, stream: Box<dyn Duplex>) -> ();
-    fn migrate_in(&self, stream: Box<dyn Duplex>, paused: bool) -> DomId;
+    fn migrate_out(&self, domid: DomId, live: bool, out: Box<dyn Outflow>, handover: Arc<dyn Handover>) -> ();
+    fn migrate_in(&self, input: Box<dyn Inflow>) -> DomId;
     fn config(&self, domid: DomId) -> DomainConfig;
     fn attach_disk(&self, domid: DomId, disk: &Disk) -> ();
     fn detach_disk(&self, domid: DomId, device: &DiskDevice) -> ();

@@ -7,12 +7,13 @@ mod translate;
 
 use super::config::{Disk, DiskDevice, DomainConfig, Vif};
 use super::{
-    AfterSave, DomId, DomainInfo, Duplex, HypervisorInfo, Observation, Result, Toolstack, ToolstackError,
-    Trigger, moving_deadline,
+    AfterSave, DomId, DomainInfo, Handover, HypervisorInfo, Inflow, Observation, Outflow, Result, Toolstack,
+    ToolstackError, Trigger, moving_deadline,
 };
 use crate::model::{Mac, MiB, SafePath, VmId};
 use crate::sim::{Answer, Handle, Request, WorldError};
 use async_trait::async_trait;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The value that [`Toolstack::send_to_guest`] takes at most.
@@ -151,12 +152,18 @@ impl Toolstack for SimToolstack {
         }
     }
 
-    async fn migrate_out(&self, domid: DomId, _live: bool, stream: Box<dyn Duplex>) -> Result<()> {
-        migrate::send(self.clone(), domid, stream).await
+    async fn migrate_out(
+        &self,
+        domid: DomId,
+        _live: bool,
+        out: Box<dyn Outflow>,
+        handover: Arc<dyn Handover>,
+    ) -> Result<()> {
+        migrate::send(self.clone(), domid, out, handover).await
     }
 
-    async fn migrate_in(&self, stream: Box<dyn Duplex>, paused: bool) -> Result<DomId> {
-        migrate::receive(self.clone(), stream, paused).await
+    async fn migrate_in(&self, input: Box<dyn Inflow>) -> Result<DomId> {
+        migrate::receive(self.clone(), input).await
     }
 
     async fn config(&self, domid: DomId) -> Result<DomainConfig> {
