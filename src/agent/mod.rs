@@ -72,7 +72,7 @@ pub enum StartError {
 }
 
 /// Tables of desired state, repeated in the ledger.
-const LEDGER: &[(&str, u16)] = &[("vm", 1), ("host", 1), ("password", 1)];
+const LEDGER: &[(&str, u16)] = &[("vm", 1), ("host", 1), ("boot", 1), ("password", 1)];
 /// Tables whose numbers must never be given twice.
 const COUNTERS: &[&str] = &["job"];
 /// Room is left for the names of files below it.

@@ -72,6 +72,7 @@ const RANGES: &[Range] = &[
     range("events.history", "events", 1, 100_000_000, |s| s.events.history as u64),
     range("vm.shutdown_timeout_s", "s", 1, DAY_S, |s| s.vm.shutdown_timeout_s),
     range("vm.toolstack_timeout_s", "s", 1, 3600, |s| s.vm.toolstack_timeout_s),
+    range("vm.autostart_delay_s", "s", 0, 3600, |s| s.vm.autostart_delay_s),
     range("vm.discovery_interval_s", "s", 1, DAY_S, |s| s.vm.discovery_interval_s),
 ];
 
@@ -88,6 +89,8 @@ const OTHERS: &[(&str, &str)] = &[
     ("access.password_after_ownership", "\"admin\" or \"none\""),
     ("vm.repositories", "an absolute path of letters, digits and / _ . + : @ = ~ -, without . or .. parts"),
     ("vm.kernels", "an absolute path of letters, digits and / _ . + : @ = ~ -, without . or .. parts"),
+    ("vm.autostart_default", "true or false"),
+    ("vm.beside_xendomains", "true or false"),
     ("log.level", "\"error\", \"warn\", \"info\", \"debug\" or \"trace\""),
     ("log.format", "\"auto\", \"text\" or \"json\""),
 ];

@@ -157,6 +157,12 @@ pub struct Vm {
     pub toolstack_timeout_s: u64,
     /// Every so often the record is compared with the world even if nothing was seen to change.
     pub discovery_interval_s: u64,
+    /// Whether a VM that ran when the host went down is started after its boot, if `vm_autostart` was never asked.
+    pub autostart_default: bool,
+    /// From the agent's first look at a new boot to the first of those starts.
+    pub autostart_delay_s: u64,
+    /// Start although the host's `xendomains` service starts and stops VMs by itself.
+    pub beside_xendomains: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -270,6 +276,9 @@ impl Default for Vm {
             shutdown_timeout_s: 180,
             toolstack_timeout_s: 120,
             discovery_interval_s: 600,
+            autostart_default: false,
+            autostart_delay_s: 0,
+            beside_xendomains: false,
         }
     }
 }

@@ -1,13 +1,17 @@
-//! The one record of the host.
+//! The one record of the host, and beside it the boot it was last seen in.
 
 use super::ownership::Ownership;
-use crate::model::{Invalid, excerpt, text_type};
+use crate::model::{Invalid, Timestamp, excerpt, text_type};
 use crate::store::Table;
 use serde::{Deserialize, Serialize};
 
 /// The table of the record; its one row has the key [`HOST_KEY`].
 pub const HOST: Table<HostRecord> = Table::new("host", 1);
 pub const HOST_KEY: &str = "host";
+
+/// The boot that our records are true for. A table of its own: it changes without anybody's asking, and a change of
+/// the host's record that was planned before would find the record changed. One row, with the key [`HOST_KEY`].
+pub const BOOT: Table<BootRecord> = Table::new("boot", 1);
 
 /// Seconds between two statistics until a manager says otherwise.
 pub const STATISTIC_INTERVAL_S: u32 = 20;
@@ -22,6 +26,15 @@ pub struct HostRecord {
     pub statistic_interval_s: u32,
     /// Its number in a pool; 0 in none.
     pub node_number: u32,
+}
+
+/// A boot of the host whose consequences were written down: see `vm::adopt`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRecord {
+    /// /proc/sys/kernel/random/boot_id
+    pub boot_id: String,
+    /// When it was written down; delays of autostart count from here.
+    pub taken: Timestamp,
 }
 
 impl HostRecord {

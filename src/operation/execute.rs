@@ -7,6 +7,7 @@ use crate::event::{Event, Severity};
 use crate::job::{Executor, JobFault, JobRecord, JobState, Mode, Outcome, PlannedStep, StepContext};
 use crate::model::VmId;
 use crate::store::Txn;
+use crate::vm::EndCause;
 use async_trait::async_trait;
 
 fn parse(step: &PlannedStep) -> Result<Step, JobFault> {
@@ -27,6 +28,9 @@ impl Executor for Operations {
             Step::CheckNewVm { vm } => self.check_new_vm(vm),
             Step::PutVm { record, created, from } => self.put_vm(*record, created, from.as_deref(), context),
             Step::SetHa { vm, enabled } => self.record_outcome(vm, |record| record.ha = enabled),
+            Step::SetAutostart { vm, autostart } => {
+                self.record_outcome(vm, |record| record.autostart = Some(autostart))
+            }
             Step::DeleteVm { vm } => self.delete_vm(vm, context).await,
             Step::RecordCore { vm, date, file } => self.record_core(vm, &date, &file, context).await,
             Step::ForgetCore { vm, date } => self.record_outcome(vm, |r| r.cores.retain(|c| c.date != date)),
@@ -34,7 +38,10 @@ impl Executor for Operations {
             Step::ShutdownDomain { vm, timeout_s, then_force } => {
                 self.shutdown_domain(vm, timeout_s, then_force, context).await
             }
-            Step::DestroyDomain { vm } => self.destroy_domain(vm, context).await,
+            Step::DestroyDomain { vm, host_goes_down } => {
+                let cause = if host_goes_down { EndCause::HostDown } else { EndCause::Asked };
+                self.destroy_domain(vm, cause, context).await
+            }
             Step::AskReboot { vm, timeout_s } => self.ask_reboot(vm, timeout_s, context).await,
             Step::ClearDomain { vm, .. } => self.clear_domain(vm).await,
             Step::RebuildDomain { vm } => self.rebuild_domain(vm, context).await,

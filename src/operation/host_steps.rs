@@ -51,6 +51,9 @@ impl Operations {
             Step::RenewCertificate { if_due } => self.renew_certificate(if_due, context).await,
             Step::StopAllVms { boot_id } => self.stop_all_vms(&boot_id, context).await,
             Step::Power { off, boot_id } => self.end_host(off, &boot_id, context).await,
+            Step::TakeBoot { boot_id } => self.take_boot(&boot_id, context).await,
+            Step::WriteBoot { boot_id } => self.write_boot(&boot_id, context).await,
+            Step::Autostart { boot_id } => self.autostart(&boot_id, context).await,
             Step::Sleep { ms } => self.sleep(ms, context).await,
             Step::Discover {} => self.discover().await,
             Step::Prune {} => self.prune().await,
@@ -130,7 +133,7 @@ impl Operations {
     }
 
     /// Something to do on ourselves once the outcome is on disk.
-    fn hook(&self, work: impl FnOnce(&Operations) + Send + 'static) -> Option<Box<dyn FnOnce() + Send>> {
+    pub(super) fn hook(&self, work: impl FnOnce(&Operations) + Send + 'static) -> Option<Box<dyn FnOnce() + Send>> {
         let this = self.this.upgrade()?;
         Some(Box::new(move || work(&this)))
     }

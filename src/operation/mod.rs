@@ -7,6 +7,7 @@
 //! A caller's way: api -> `plan` -> `submission` -> the job engine -> `Operations::run`, step by step. What happens
 //! by itself comes in through `observe` and takes the same way. There is no other way to change anything.
 
+pub mod adoption;
 mod execute;
 pub mod fault;
 mod host_steps;
@@ -96,6 +97,9 @@ pub struct Operations {
     /// VMs whose record and domain the observer shall compare, and its bell.
     suspects: Mutex<BTreeSet<VmId>>,
     pub(crate) suspected: tokio::sync::Notify,
+    boot: RwLock<adoption::BootState>,
+    /// What the agent's start has found.
+    found: RwLock<Option<Arc<adoption::Found>>>,
     /// Where saved memory and core dumps lie.
     state_dir: SafePath,
     /// Rises with every observation, so that a step that waits for the world looks again.
@@ -119,6 +123,7 @@ impl Operations {
             Some(host) => host,
             None => first_host_record(&store, &*worlds.machine).await?,
         };
+        let boot = adoption::load_boot(&store, &*worlds.machine).await?;
         let password = store.get(&PASSWORD, "oracle").await?;
         access.policy_changed(password.as_deref(), &host);
         Ok(Arc::new_cyclic(|this| Self {
@@ -138,6 +143,8 @@ impl Operations {
             look_again: tokio::sync::Notify::new(),
             suspects: Mutex::default(),
             suspected: tokio::sync::Notify::new(),
+            boot: RwLock::new(boot),
+            found: RwLock::default(),
             state_dir,
             world_changes: watch::Sender::new(0),
         }))

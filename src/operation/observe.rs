@@ -7,7 +7,8 @@
 use super::{Operations, plan};
 use crate::event::{Event, Severity};
 use crate::job::Options;
-use crate::model::{Timestamp, VmId};
+use crate::model::VmId;
+use crate::vm::adopt::Boot;
 use crate::vm::{Change, VmRecord};
 use crate::xen::{DomId, DomainInfo, Observation, RunState};
 use std::collections::{HashMap, HashSet};
@@ -20,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 const RECHECK: Duration = Duration::from_millis(200);
 /// After a settle job failed, the same VM is tried again no sooner than this.
 const RETRY: Duration = Duration::from_secs(30);
+/// How soon all domains are looked at again if they could not be read at the start, or a boot is not taken yet.
+const ADOPT_RETRY: Duration = Duration::from_secs(5);
 
 struct Observer {
     operations: Arc<Operations>,
@@ -27,15 +30,25 @@ struct Observer {
     not_before: HashMap<VmId, Instant>,
     /// Unknown domains that were told of already.
     told: HashSet<DomId>,
+    /// Whether the domains that were there at our start have had their verdicts. Nothing is settled before.
+    adopted: bool,
 }
 
 /// Watches until `stop`. Looks at everything first.
 pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
     let mut observations = operations.toolstack.observe();
     let look = Arc::clone(&operations);
-    let mut observer =
-        Observer { operations, dirty: HashSet::new(), not_before: HashMap::new(), told: HashSet::new() };
+    let mut observer = Observer {
+        operations,
+        dirty: HashSet::new(),
+        not_before: HashMap::new(),
+        told: HashSet::new(),
+        adopted: false,
+    };
     observer.everything().await;
+    let mut retry = tokio::time::interval(ADOPT_RETRY);
+    retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    retry.reset();
     let mut recheck = tokio::time::interval(RECHECK);
     recheck.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -49,6 +62,7 @@ pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
                 observer.dirty.extend(look.take_suspects());
                 observer.settle().await;
             }
+            _ = retry.tick(), if !observer.adopted || look.boot() == Boot::New => observer.everything().await,
             _ = recheck.tick(), if !observer.dirty.is_empty() => observer.settle().await,
             () = stop.cancelled() => return,
         }
@@ -82,6 +96,13 @@ impl Observer {
     async fn everything(&mut self) {
         match self.operations.toolstack.list().await {
             Ok(domains) => {
+                if self.adopted {
+                    self.operations.read_boot().await;
+                } else {
+                    self.operations.adopt(&domains).await;
+                    self.adopted = true;
+                }
+                self.operations.submit_host_boot().await;
                 let changes = self.operations.vms.observe(domains);
                 self.operations.world_changes.send_modify(|n| *n += 1);
                 for change in changes {
@@ -120,9 +141,28 @@ impl Observer {
         if info.domid == DomId(0) || !self.told.insert(info.domid) {
             return;
         }
-        let text = format!("domain {} ({:?}) runs here and is no VM of ours", info.domid.0, info.name);
-        let event = Event::new("domain.unknown", Severity::Warning, "host", text);
-        if let Err(error) = self.operations.events.publish(&event).await {
+        let mut text = format!("domain {} ({:?}) runs here and is no VM of ours", info.domid.0, info.name);
+        if let Some(vm) = self.operations.vms.named(&info.name) {
+            text.push_str(&format!("; it has the name of VM {vm}, but another UUID"));
+        }
+        self.tell(&Event::new("domain.unknown", Severity::Warning, "host", text)).await;
+    }
+
+    /// Two domains of one VM: told once, and neither is touched while both are there.
+    async fn report_double(&mut self, vm: VmId, domids: &[DomId]) {
+        let new: Vec<DomId> = domids.iter().copied().filter(|domid| self.told.insert(*domid)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let numbers: Vec<u32> = domids.iter().map(|domid| domid.0).collect();
+        let text = format!(
+            "VM {vm} has more than one domain ({numbers:?}); none is touched by itself until one of them is gone"
+        );
+        self.tell(&Event::new("domain.double", Severity::Critical, VmRecord::lock(vm), text)).await;
+    }
+
+    async fn tell(&self, event: &Event) {
+        if let Err(error) = self.operations.events.publish(event).await {
             tracing::warn!(%error, "an event was not written");
         }
     }
@@ -130,8 +170,9 @@ impl Observer {
     /// Submits a job for each dirty VM on which no job is open and whose record and world disagree.
     async fn settle(&mut self) {
         let operations = Arc::clone(&self.operations);
-        let Some(engine) = operations.engine() else { return };
+        let Some(engine) = operations.engine().filter(|_| self.adopted) else { return };
         let now = Instant::now();
+        let doubles = if self.dirty.is_empty() { HashMap::new() } else { operations.vms.doubles() };
         for vm in self.dirty.clone() {
             let waits = self.not_before.get(&vm).is_some_and(|at| *at > now);
             if waits || engine.is_claimed(&VmRecord::lock(vm)) {
@@ -140,10 +181,12 @@ impl Observer {
             self.dirty.remove(&vm);
             self.not_before.remove(&vm);
             let Some(entry) = operations.vms.get(vm) else { continue };
+            if let Some(domids) = doubles.get(&vm) {
+                self.report_double(vm, domids).await;
+                continue;
+            }
             let domain = entry.domain.as_deref().filter(|d| d.state != RunState::Dying);
-            if super::settle::decide(&entry.record, domain, Timestamp::now())
-                == super::settle::Decision::Nothing
-            {
+            if operations.decide_now(&entry.record, domain) == super::settle::Decision::Nothing {
                 continue;
             }
             let submission =

@@ -9,7 +9,7 @@ use super::step::{Hotplug, Step};
 use crate::config;
 use crate::job::{LockWant, PlannedStep};
 use crate::model::{SafePath, VmId};
-use crate::vm::{Action, VmRecord};
+use crate::vm::{Action, Autostart, VmRecord};
 use crate::xen::Trigger;
 use crate::xen::config::DomainConfig;
 
@@ -135,6 +135,11 @@ pub fn configure_vm_ha(vm: VmId, enabled: bool) -> Plan {
     Plan::new(format!("switch high availability of VM {vm}"), vm_locks(vm), steps)
 }
 
+pub fn vm_autostart(vm: VmId, autostart: Autostart) -> Plan {
+    let steps = vec![Step::SetAutostart { vm, autostart }];
+    Plan::new(format!("set the autostart of VM {vm}"), vm_locks(vm), steps)
+}
+
 pub fn delete_vm(record: &VmRecord) -> Plan {
     let vm = record.id();
     // Files go after the record: a crash in between leaves a file nobody needs, not a record without its file.
@@ -156,7 +161,7 @@ pub fn stop_vm(vm: VmId, force: bool, settings: &config::Vm) -> Plan {
     if !force {
         steps.push(Step::ShutdownDomain { vm, timeout_s: settings.shutdown_timeout_s, then_force: false });
     }
-    steps.push(Step::DestroyDomain { vm });
+    steps.push(Step::DestroyDomain { vm, host_goes_down: false });
     Plan::new(format!("stop VM {vm}"), vm_locks(vm), steps).essential()
 }
 
@@ -165,7 +170,7 @@ pub fn stop_vm_for_power(vm: VmId, settings: &config::Vm) -> Plan {
     let steps = vec![
         Step::CheckVm { vm, action: Action::Stop, base: None },
         Step::ShutdownDomain { vm, timeout_s: settings.shutdown_timeout_s, then_force: true },
-        Step::DestroyDomain { vm },
+        Step::DestroyDomain { vm, host_goes_down: true },
     ];
     Plan::new(format!("stop VM {vm}"), vm_locks(vm), steps).essential()
 }
@@ -248,7 +253,7 @@ pub fn dump_vm_core(vm: VmId, date: &str, file: SafePath, live: bool, crash: boo
     ];
     if crash || reset {
         steps.push(Step::ClearDomain { vm, rebuild_on_undo: reset });
-        steps.push(if reset { Step::RebuildDomain { vm } } else { Step::DestroyDomain { vm } });
+        steps.push(if reset { Step::RebuildDomain { vm } } else { Step::DestroyDomain { vm, host_goes_down: false } });
     }
     Plan::new(format!("dump the core of VM {vm}"), vm_locks(vm), steps)
 }
@@ -278,6 +283,20 @@ pub fn power(off: bool, boot_id: String) -> Plan {
     let locks = vec![LockWant::exclusive("host")];
     Plan::new(about, locks, vec![Step::StopAllVms { boot_id: boot_id.clone() }, Step::Power { off, boot_id }])
         .essential()
+}
+
+/// The host has booted anew. Without a lock, since it may take hours: what it does is done by jobs of their own.
+pub fn host_boot(boot_id: &str, waits_s: u64) -> Plan {
+    let boot_id = boot_id.to_owned();
+    let steps = vec![Step::TakeBoot { boot_id: boot_id.clone() }, Step::Autostart { boot_id }];
+    let plan = Plan::new("see to the VMs after the host's boot", vec![], steps).essential();
+    Plan { waits_s, ..plan }
+}
+
+/// Alone on the host: no job is to be in the middle of a VM's start while that VM is taken for off.
+pub fn take_boot(boot_id: &str) -> Plan {
+    let step = Step::WriteBoot { boot_id: boot_id.to_owned() };
+    Plan::new("write down the host's boot", vec![LockWant::exclusive("host")], vec![step]).essential()
 }
 
 /// Without a lock: it touches nothing, and a reboot that waited for it would keep everybody else waiting too.

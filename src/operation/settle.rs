@@ -8,6 +8,7 @@ use super::vm_steps::words;
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{SafePath, Timestamp, VmId};
+use crate::vm::adopt::{Boot, moved_or_moving};
 use crate::vm::{EndCause, Intent, VmRecord};
 use crate::xen::config::OnEnd;
 use crate::xen::{DomainInfo, RunState, ShutdownReason};
@@ -38,7 +39,11 @@ pub(super) enum Decision {
 pub(super) fn decide(record: &VmRecord, domain: Option<&DomainInfo>, now: Timestamp) -> Decision {
     let wanted_on = record.intent == Intent::On;
     let Some(domain) = domain else {
-        return if wanted_on { Decision::Gone } else { Decision::Nothing };
+        return match (wanted_on, record.crash_seen) {
+            (true, Some(cause)) => start_again(cause, record),
+            (true, None) => Decision::Gone,
+            (false, _) => Decision::Nothing,
+        };
     };
     let RunState::Shutdown(reason) = domain.state else {
         return if wanted_on { Decision::Nothing } else { Decision::FoundRunning };
@@ -57,8 +62,10 @@ pub(super) fn decide(record: &VmRecord, domain: Option<&DomainInfo>, now: Timest
     }
     let crashed = matches!(cause, EndCause::Crash | EndCause::Watchdog);
     let soon = now.0.saturating_sub(domain.started.0) < CRASH_SOON_MS;
+    // This very one may have been counted by a settling that failed.
+    let before = record.crashes_in_a_row.saturating_sub(u32::from(record.crash_seen.is_some()));
     let crashes = match (crashed, soon) {
-        (true, true) => record.crashes_in_a_row + 1,
+        (true, true) => before + 1,
         (true, false) => 1,
         (false, _) => 0,
     };
@@ -72,19 +79,51 @@ pub(super) fn decide(record: &VmRecord, domain: Option<&DomainInfo>, now: Timest
     }
 }
 
+/// It crashed, and its restart has failed or was never begun. Tries count as crashes do, so that they end.
+fn start_again(cause: EndCause, record: &VmRecord) -> Decision {
+    let crashes = record.crashes_in_a_row + 1;
+    let restart = crashes < CRASHES_UNTIL_LEFT_OFF;
+    Decision::Ended { cause, restart, dump: false, preserve: false, crashes }
+}
+
 impl Operations {
+    /// As [`decide`]; but a domain that has gone, perhaps with its host, is nobody's to decide about before that
+    /// boot was taken, and one that a migration has taken is the migration's.
+    pub(super) fn decide_now(&self, record: &VmRecord, domain: Option<&DomainInfo>) -> Decision {
+        let host_may_have_gone = domain.is_none() && self.boot() == Boot::New;
+        if host_may_have_gone || moved_or_moving(record) {
+            return Decision::Nothing;
+        }
+        decide(record, domain, Timestamp::now())
+    }
+
     pub(super) async fn inspect_domain(&self, id: VmId) -> Result<Outcome, JobFault> {
         let Some(vm) = self.vms.get(id) else {
             return Ok(decision_outcome(&Decision::Nothing));
         };
         let domain = self.domain(id).await?;
-        let mut decision = decide(&vm.record, domain.as_ref(), Timestamp::now());
+        let mut decision = self.decide_now(&vm.record, domain.as_ref());
+        if domain.is_none() && decision != Decision::Nothing && self.read_boot().await == Boot::New {
+            self.look_again.notify_one();
+            decision = Decision::Nothing;
+        }
         if decision == Decision::Gone
             && let Some(file) = self.finished_save(&vm.record).await?
         {
             decision = Decision::Saved { file };
         }
-        Ok(decision_outcome(&decision))
+        let mut outcome = decision_outcome(&decision);
+        if let Decision::Ended { cause: cause @ (EndCause::Crash | EndCause::Watchdog), crashes, restart: true, .. } =
+            decision
+        {
+            // The evidence, which must outlive the domain and this job.
+            let noted = self.record_outcome(id, |record| {
+                record.crash_seen = Some(cause);
+                record.crashes_in_a_row = crashes;
+            })?;
+            (outcome.writes, outcome.then) = (noted.writes, noted.then);
+        }
+        Ok(outcome)
     }
 
     /// Dumps if decided, and clears the ended domain away.
@@ -153,7 +192,10 @@ impl Operations {
                 let mut outcome = self.off_outcome(id, cause, kind, severity, context)?;
                 if crashes >= CRASHES_UNTIL_LEFT_OFF || preserve {
                     let why = if preserve { "its domain is kept to be looked at" } else { "it is left off" };
-                    let text = format!("VM {id} {} {crashes} times in a row; {why}", words(cause));
+                    let text = format!(
+                        "VM {id} {} or could not be started again, {crashes} times in a row; {why}",
+                        words(cause)
+                    );
                     let event = Event::new("vm.left_off", Severity::Critical, VmRecord::lock(id), text);
                     event.with_job(context.job).append_to(&mut outcome.writes);
                 }
@@ -172,6 +214,7 @@ impl Operations {
         let mut outcome = self.record_outcome(id, |record| {
             record.intent = Intent::On;
             record.changed = Timestamp::now();
+            record.crash_seen = None;
         })?;
         let text = format!("VM {id} runs although it was not started here; its record says so now");
         let event = Event::new("vm.found_running", Severity::Warning, VmRecord::lock(id), text);

@@ -3,7 +3,7 @@
 use crate::host::record::HostRecord;
 use crate::job::{PlannedStep, Resume};
 use crate::model::{MiB, SafePath, VmId};
-use crate::vm::{Action, VmRecord};
+use crate::vm::{Action, Autostart, VmRecord};
 use crate::xen::Trigger;
 use crate::xen::config::{Disk, Vif};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,10 @@ pub enum Step {
         vm: VmId,
         enabled: bool,
     },
+    SetAutostart {
+        vm: VmId,
+        autostart: Autostart,
+    },
     DeleteVm {
         vm: VmId,
     },
@@ -53,8 +57,11 @@ pub enum Step {
         timeout_s: u64,
         then_force: bool,
     },
+    /// `host_goes_down`: it is ended for that, not because anybody wants it off.
     DestroyDomain {
         vm: VmId,
+        #[serde(default)]
+        host_goes_down: bool,
     },
     AskReboot {
         vm: VmId,
@@ -172,6 +179,18 @@ pub enum Step {
         off: bool,
         boot_id: String,
     },
+    /// Has a boot written down by a job under the host's lock.
+    TakeBoot {
+        boot_id: String,
+    },
+    /// That, with what it means for each record.
+    WriteBoot {
+        boot_id: String,
+    },
+    /// Starts what is to be started after this boot.
+    Autostart {
+        boot_id: String,
+    },
     // The agent itself.
     Sleep {
         ms: u64,
@@ -260,6 +279,9 @@ impl Step {
         match self {
             Self::CheckVm { .. } | Self::CheckNewVm { .. } => (false, false, 1),
             Self::InspectDomain { .. } => (false, false, 1),
+            Self::SetAutostart { .. } | Self::WriteBoot { .. } => (false, false, 1),
+            Self::TakeBoot { .. } => (false, false, 5),
+            Self::Autostart { .. } => (false, false, 50),
             Self::PutVm { .. } | Self::SetHa { .. } | Self::DeleteVm { .. } | Self::PutHost { .. } => {
                 (false, false, 1)
             }
@@ -290,6 +312,9 @@ impl Step {
             Self::SetHa { vm, enabled } => {
                 ("set_ha", format!("VM {vm}: high availability {}", on_off(*enabled)))
             }
+            Self::SetAutostart { vm, autostart } => {
+                ("set_autostart", format!("VM {vm}: start after the host's boot {}", on_off(autostart.enabled)))
+            }
             Self::DeleteVm { vm } => ("delete_record", format!("delete the record of VM {vm}")),
             Self::RecordCore { date, .. } => ("record_core", format!("note the core dump {date}")),
             Self::ForgetCore { date, .. } => ("forget_core", format!("forget the core dump {date}")),
@@ -297,7 +322,7 @@ impl Step {
             Self::ShutdownDomain { vm, timeout_s, .. } => {
                 ("shut_down", format!("ask VM {vm} to shut down, and wait up to {timeout_s} s"))
             }
-            Self::DestroyDomain { vm } => {
+            Self::DestroyDomain { vm, .. } => {
                 ("destroy_domain", format!("end the domain of VM {vm} and free what it holds"))
             }
             Self::AskReboot { vm, timeout_s } => {
@@ -349,6 +374,15 @@ impl Step {
             Self::StopAllVms { .. } => ("stop_vms", "stop every VM, each in a job of its own".to_owned()),
             Self::Power { off: true, .. } => ("power_off", "switch the host off".to_owned()),
             Self::Power { off: false, .. } => ("reboot", "reboot the host".to_owned()),
+            Self::TakeBoot { .. } => {
+                ("take_boot", "wait for jobs under way, and write down that the host has booted anew".to_owned())
+            }
+            Self::WriteBoot { .. } => {
+                ("write_boot", "write down that the host has booted anew, and what went down with it".to_owned())
+            }
+            Self::Autostart { .. } => {
+                ("autostart", "start the VMs that are to run after a boot, in their order".to_owned())
+            }
             Self::Sleep { ms } => ("sleep", format!("wait {ms} ms")),
             Self::Discover {} => ("discover", "look at all domains and make the record true".to_owned()),
             Self::Prune {} => ("prune", "delete the oldest jobs and events beyond their bounds".to_owned()),

@@ -170,6 +170,7 @@ impl Operations {
             record.changed = Timestamp::now();
             record.last_end = None;
             record.crashes_in_a_row = 0;
+            record.crash_seen = None;
         })?;
         event.with("domid", domid.0).append_to(&mut outcome.writes);
         Ok(outcome)
@@ -282,10 +283,17 @@ impl Operations {
         }
     }
 
-    pub(super) async fn destroy_domain(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
+    pub(super) async fn destroy_domain(
+        &self,
+        id: VmId,
+        cause: EndCause,
+        context: &StepContext,
+    ) -> Result<Outcome> {
         let vm = self.vm(id)?;
         let domain = self.domain(id).await?;
-        let was_off = domain.is_none() && vm.record.intent == Intent::Off;
+        // One that waits for its start after a boot is off and is to stay so from now on.
+        let waits = cause == EndCause::Asked && vm.record.last_end == Some(EndCause::HostDown);
+        let was_off = domain.is_none() && vm.record.intent == Intent::Off && !waits;
         if let Some(domain) = domain {
             self.drop_stale_memory(id, &domain).await?;
             self.destroy_found(domain.domid).await?;
@@ -293,7 +301,7 @@ impl Operations {
         if was_off && !context.resumed {
             return Ok(Outcome::done());
         }
-        self.off_outcome(id, EndCause::Asked, "vm.stopped", Severity::Info, context)
+        self.off_outcome(id, cause, "vm.stopped", Severity::Info, context)
     }
 
     /// The VM is off from now on, for this reason.
@@ -310,6 +318,7 @@ impl Operations {
             record.intent = Intent::Off;
             record.changed = Timestamp::now();
             record.last_end = Some(cause);
+            record.crash_seen = None;
         })?;
         let text = format!("VM {name}: off ({})", words(cause));
         let event = Event::new(kind, severity, VmRecord::lock(id), text).with_job(context.job);
@@ -438,6 +447,7 @@ pub(super) fn words(cause: EndCause) -> &'static str {
         EndCause::Poweroff => "shut itself down",
         EndCause::Crash => "crashed",
         EndCause::Watchdog => "its watchdog ended it",
+        EndCause::HostDown => "its host went down",
         EndCause::Unknown => "cause unknown",
     }
 }

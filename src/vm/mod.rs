@@ -11,10 +11,11 @@
 //!
 //! Nothing here does I/O, and nothing reads a clock.
 
+pub mod adopt;
 mod machine;
 mod record;
 mod registry;
 
 pub use machine::{Action, Refusal, VmState, allowed, allowed_states, state_of};
-pub use record::{CoreDump, EndCause, Intent, KeptText, KeptValue, VMS, VmRecord};
+pub use record::{Autostart, CoreDump, EndCause, Intent, KeptText, KeptValue, VMS, VmRecord};
 pub use registry::{Change, ObservedDomain, Registry, Vm};

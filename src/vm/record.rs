@@ -32,8 +32,34 @@ pub enum EndCause {
     Poweroff,
     Crash,
     Watchdog,
+    /// Its host went down with it, or it was stopped because the host was to go down.
+    HostDown,
     /// Its domain was gone when we looked.
     Unknown,
+}
+
+/// Whether and when a VM is started after its host has booted.
+///
+/// It starts only what ran when the host went down: a VM that somebody stopped stays off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Autostart {
+    pub enabled: bool,
+    /// Lower ones first; those of one order start together.
+    pub order: u32,
+    /// After its start, so long until the VMs of the next order are started, seconds.
+    pub delay_s: u32,
+}
+
+impl Autostart {
+    pub const ORDERS: std::ops::RangeInclusive<u32> = 0..=9999;
+    pub const DELAYS_S: std::ops::RangeInclusive<u32> = 0..=3600;
+}
+
+/// In the middle, so that others can be put before and after those that nobody has given a place.
+impl Default for Autostart {
+    fn default() -> Self {
+        Self { enabled: false, order: 1000, delay_s: 0 }
+    }
 }
 
 /// A dump of a VM's memory.
@@ -80,6 +106,12 @@ pub struct VmRecord {
     /// Crashes in a row, each soon after a start: a VM that crashes again and again is not restarted for ever.
     #[serde(default)]
     pub crashes_in_a_row: u32,
+    /// As `vm_autostart` has set it; `None`: as the settings say for all (`vm.autostart_default`).
+    #[serde(default)]
+    pub autostart: Option<Autostart>,
+    /// It was seen to crash, its domain was cleared away, and it is to be started again, which has not been done yet.
+    #[serde(default)]
+    pub crash_seen: Option<EndCause>,
 }
 
 impl VmRecord {

@@ -7,7 +7,7 @@
 use super::machine::{VmState, state_of};
 use super::record::VmRecord;
 use crate::model::{RepoId, VmId};
-use crate::xen::{DomId, DomainInfo};
+use crate::xen::{DomId, DomainInfo, RunState};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -128,6 +128,26 @@ impl Registry {
         vms
     }
 
+    /// The VM of this name.
+    pub fn named(&self, name: &str) -> Option<VmId> {
+        let inner = self.read();
+        let mut records = inner.records.values();
+        records.find(|(record, _)| record.config.name.as_str() == name).map(|(record, _)| record.id())
+    }
+
+    /// VMs that have more than one domain, with those. Domains that are being taken apart do not count.
+    pub fn doubles(&self) -> HashMap<VmId, Vec<DomId>> {
+        let inner = self.read();
+        let mut domains: HashMap<VmId, Vec<DomId>> = HashMap::new();
+        for (info, _) in inner.domains.values().filter(|(info, _)| info.state != RunState::Dying) {
+            if let Some(vm) = info.vm.filter(|vm| inner.records.contains_key(vm)) {
+                domains.entry(vm).or_default().push(info.domid);
+            }
+        }
+        domains.retain(|_, domids| domids.len() > 1);
+        domains
+    }
+
     pub fn len(&self) -> usize {
         self.read().records.len()
     }
@@ -159,10 +179,14 @@ impl Registry {
         inner.by_vm.clear();
         for info in domains {
             let before = old.remove(&info.domid);
-            if let Some(vm) = info.vm {
-                inner.by_vm.insert(vm, info.domid);
-            }
             let domid = info.domid;
+            if let Some(vm) = info.vm {
+                // Of two, one that lives: as adoption chooses.
+                let has_living = inner.by_vm.get(&vm).and_then(|have| inner.domains.get(have));
+                if !has_living.is_some_and(|(have, _)| is_alive(have)) {
+                    inner.by_vm.insert(vm, domid);
+                }
+            }
             let entry = match before {
                 Some((known, generation)) if *known == info => (known, generation),
                 Some((known, generation)) if is_same_but_for_cpu_time(&known, &info) => {
@@ -230,6 +254,10 @@ impl Registry {
     }
 }
 
+fn is_alive(info: &DomainInfo) -> bool {
+    !matches!(info.state, RunState::Shutdown(_) | RunState::Dying)
+}
+
 fn is_same_but_for_cpu_time(a: &DomainInfo, b: &DomainInfo) -> bool {
     *a == DomainInfo { cpu_time_ns: a.cpu_time_ns, ..b.clone() }
 }
@@ -245,7 +273,6 @@ pub struct Change {
 mod tests {
     use super::*;
     use crate::model::{KiB, Timestamp};
-    use crate::xen::RunState;
 
     #[test]
     fn cpu_time_alone_is_taken_over_without_a_new_generation() {

@@ -69,7 +69,7 @@ async fn seed(state: &Path, jobs: u64, events: u64) {
     let vms: Vec<VmId> = (0..20).map(|_| VmId::random()).collect();
     let vm = |n: u64| vms[usize::try_from(n).unwrap() % vms.len()];
     let options = Options {
-        ledger_tables: &[("vm", 1), ("host", 1), ("password", 1)],
+        ledger_tables: &[("vm", 1), ("host", 1), ("boot", 1), ("password", 1)],
         counter_tables: &["job"],
         ..Options::new(state)
     };

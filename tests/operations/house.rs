@@ -282,6 +282,8 @@ pub fn vm(name: &str) -> VmRecord {
         cores: vec![],
         checkpoint: None,
         crashes_in_a_row: 0,
+        autostart: None,
+        crash_seen: None,
     }
 }
 

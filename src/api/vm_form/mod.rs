@@ -99,6 +99,8 @@ impl Form<'_> {
             cores: Vec::new(),
             checkpoint: None,
             crashes_in_a_row: 0,
+            autostart: None,
+            crash_seen: None,
         };
         self.merge(base, params)
     }
