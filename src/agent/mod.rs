@@ -130,6 +130,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         tokio::task::spawn_blocking(move || wire::hash_password(&password))
     });
     let worlds = worlds::open(&settings, Path::new(state_dir.as_str())).await?;
+    worlds::refuse_xendomains(&settings, &*worlds.machine).await?;
     let names = names(&worlds).await;
     let tls_dir = settings.state.dir.join("tls");
     let certificate = tokio::task::spawn_blocking({

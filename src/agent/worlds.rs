@@ -4,6 +4,7 @@ use super::StartError;
 use crate::config::{Settings, ToolstackChoice, WorldChoice};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::sim::SimKernel;
+use crate::machine::Machine;
 use crate::machine::linux::LinuxMachine;
 use crate::machine::sim::SimMachine;
 use crate::operation::Worlds;
@@ -55,6 +56,31 @@ pub(super) async fn open(settings: &Settings, state_dir: &Path) -> Result<Worlds
             WorldChoice::Linux => Arc::new(LinuxKernel::new()),
         },
     })
+}
+
+/// Two that start and stop the same VMs would start some of them twice. A simulated toolstack on a real machine is none
+/// of that machine's business.
+pub(super) async fn refuse_xendomains(settings: &Settings, machine: &dyn Machine) -> Result<(), StartError> {
+    let simulated =
+        settings.world.toolstack == ToolstackChoice::Sim && settings.world.host == WorldChoice::Linux;
+    if simulated {
+        return Ok(());
+    }
+    let link = match machine.xendomains().await {
+        Ok(Some(link)) => link,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "it is not known whether the xendomains service is enabled");
+            return Ok(());
+        }
+    };
+    if settings.vm.beside_xendomains {
+        tracing::warn!(link, "the xendomains service is enabled; it may start and stop VMs by itself");
+        return Ok(());
+    }
+    Err(StartError::World(format!(
+        "the xendomains service is enabled ({link}): it starts and saves VMs by itself, which is dom0d's work.          Disable it: `systemctl disable xendomains`, `update-rc.d xendomains disable` or `rc-update del xendomains`;          do not stop it while VMs run, since that shuts them down or saves them. dom0d starts those VMs for which          `dom0ctl vm autostart VM on` was said. Where xendomains cannot be disabled and does nothing, the setting          vm.beside_xendomains = true lets dom0d start. No VM was touched"
+    )))
 }
 
 /// Real Xen is the next floor of the house; until then a real host is refused rather than half managed.

@@ -27,6 +27,7 @@ pub mod value;
 pub mod verb;
 mod vm;
 mod vm_form;
+mod vm_found;
 mod vm_show;
 
 use crate::job::{Engine, JobRecord, JobState, Options};

@@ -28,8 +28,7 @@ mod tests {
                 if p.help.is_empty() { name } else { format!("{name} ({})", p.help) }
             })
             .collect();
-        let states = verb.action.map(crate::vm::allowed_states).unwrap_or_default();
-        let states: Vec<&str> = states.iter().map(|s| s.as_str()).collect();
+        let states: Vec<&str> = verb.states().iter().map(|s| s.as_str()).collect();
         let cells = [
             format!("`{}`", verb.name),
             cell(&params.join("; ")),
@@ -86,6 +85,17 @@ mod tests {
             kept == made,
             "docs/verbs.md is old; UPDATE_DOCS=1 cargo test --lib reference writes it anew"
         );
+    }
+
+    #[test]
+    fn every_change_of_a_vm_tells_in_which_states_it_is_allowed() {
+        for verb in table().values().filter(|v| v.family == "vm" && v.kind_name() == "job") {
+            // It makes a VM that is not there.
+            assert_eq!(verb.states().is_empty(), verb.name == "create_vm", "{}", verb.name);
+        }
+        for action in crate::vm::Action::ALL {
+            assert!(crate::api::vm::verbs_of(action).next().is_some(), "{action:?}");
+        }
     }
 
     #[test]

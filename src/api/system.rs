@@ -85,7 +85,7 @@ fn verb_value(verb: &Verb) -> Value {
             ("help", text(p.help)),
         ])
     });
-    let states = verb.action.map(crate::vm::allowed_states).unwrap_or_default();
+    let states = verb.states();
     structure([
         ("name", text(verb.name)),
         ("family", text(verb.family)),

@@ -6,7 +6,7 @@ use super::arguments::{Arguments, Param};
 use super::fault::Result;
 use crate::job::JobRecord;
 use crate::operation::plan::Plan;
-use crate::vm::Action;
+use crate::vm::{Action, VmState, allowed_states};
 use crate::wire::{Answer, Caller, Role, Value};
 use futures_util::future::BoxFuture;
 
@@ -49,10 +49,21 @@ pub struct Verb {
     pub kind: Kind,
     /// The VM action that the verb is, if it is one: tells in which states it is allowed.
     pub action: Option<Action>,
+    /// It acts on one VM, whatever that is doing.
+    pub in_every_state: bool,
     pub help: &'static str,
 }
 
 impl Verb {
+    /// In which states of its VM it is allowed; none: it is not about one VM that exists, or only reads.
+    pub fn states(&self) -> Vec<VmState> {
+        match self.action {
+            Some(action) => allowed_states(action),
+            None if self.in_every_state => VmState::ALL.to_vec(),
+            None => Vec::new(),
+        }
+    }
+
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
             Kind::Read(_) => "read",
@@ -75,6 +86,7 @@ pub struct Row {
     pub role: Role,
     pub kind: Kind,
     pub action: Option<Action>,
+    pub in_every_state: bool,
     pub help: &'static str,
 }
 
@@ -87,7 +99,7 @@ impl Row {
         kind: Kind,
         help: &'static str,
     ) -> Self {
-        Self { name, params, returns, role, kind, action: None, help }
+        Self { name, params, returns, role, kind, action: None, in_every_state: false, help }
     }
 
     pub const fn on_vm(mut self, action: Action) -> Self {
@@ -95,8 +107,13 @@ impl Row {
         self
     }
 
+    pub const fn in_every_state(mut self) -> Self {
+        self.in_every_state = true;
+        self
+    }
+
     pub fn of(&self, family: &'static str, origin: Origin) -> Verb {
-        let Self { name, params, returns, role, kind, action, help } = *self;
-        Verb { name, family, origin, params, returns, role, kind, action, help }
+        let Self { name, params, returns, role, kind, action, in_every_state, help } = *self;
+        Verb { name, family, origin, params, returns, role, kind, action, in_every_state, help }
     }
 }

@@ -5,11 +5,11 @@ use super::fault::{ApiFault, Result};
 use super::value::{structure, text, texts};
 use super::verb::{Kind, Origin, Row, Verb, nil};
 use super::vm_form::Form;
-use super::{Api, vm_show};
+use super::{Api, vm_found, vm_show};
 use crate::job::JobRecord;
 use crate::model::{RepoId, Timestamp, VmId};
 use crate::operation::plan::{self, Plan};
-use crate::vm::{Action, Vm, VmRecord, VmState};
+use crate::vm::{Action, Autostart, Vm, VmRecord, VmState};
 use crate::wire::{Answer, Caller, Role, Value};
 use crate::xen::Trigger;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -52,7 +52,7 @@ const DIALECT: &[Row] = &[
     Row::new("list_vms", &[], "array", Role::Viewer,
         Kind::Read(list_vms), "All running domains, Domain-0 first. VMs that are off are in vm_list."),
     Row::new("configure_vm_ha", &[REPO, VM, need("enable_ha", Type::Bool, "")], "nil", Role::Operator,
-        Kind::Job(configure_vm_ha, nil), "Whether a pool restarts the VM elsewhere when its host dies."),
+        Kind::Job(configure_vm_ha, nil), "Whether a pool restarts the VM elsewhere when its host dies.").in_every_state(),
     Row::new("sysrq_vm", &[REPO, VM, need("letter", Type::Text, "one letter or digit")], "nil", Role::Operator,
         Kind::Job(sysrq_vm, nil), "Sends a magic SysRq letter to a VM.").on_vm(Action::Signal),
     Row::new("trigger_vm", &[REPO, VM, need("name", Type::Text, "nmi, reset, init, power, sleep, s3resume"), may("vcpu", Type::Int, "")], "nil", Role::Operator,
@@ -64,13 +64,16 @@ const DIALECT: &[Row] = &[
     Row::new("list_vm_core", &[REPO, VM], "array", Role::Viewer,
         Kind::Read(list_vm_core), "The core dumps of a VM."),
     Row::new("delete_vm_core", &[REPO, VM, need("core_date", Type::Text, "as list_vm_core tells")], "nil", Role::Operator,
-        Kind::Job(delete_vm_core, nil), "Deletes a core dump of a VM."),
+        Kind::Job(delete_vm_core, nil), "Deletes a core dump of a VM.").in_every_state(),
 ];
 
 #[rustfmt::skip]
 const OWN: &[Row] = &[
     Row::new("vm_list", &[], "array", Role::Viewer, Kind::Read(vm_list), "All VMs, also those that are off, by name."),
     Row::new("vm_get", &[VM], "struct", Role::Viewer, Kind::Read(vm_get), "All that is known of a VM: configuration, state, what is allowed now."),
+    Row::new("vm_autostart", &[VM, need("enabled", Type::Bool, "whether it is started after the host's boot, if it ran when the host went down"), may("order", Type::Int, "0 to 9999, lower ones first; 1000 if it was never given"), may("delay", Type::Int, "seconds after its start until the VMs of the next order are started, 0 to 3600; 0 if it was never given")], "nil", Role::Operator,
+        Kind::Job(vm_autostart, nil), "Whether and when a VM is started after its host has booted. One that somebody stopped stays off.").in_every_state(),
+    Row::new("vm_adopted", &[], "struct", Role::Viewer, Kind::Read(vm_adopted), "What the agent found when it was started last: running VMs adopted, unknown domains, VMs whose domain had gone, VMs started again, and why."),
 ];
 
 pub fn verbs() -> impl Iterator<Item = Verb> {
@@ -283,6 +286,28 @@ planner!(delete_vm_core, |api, arguments| {
     })
 });
 
+planner!(vm_autostart, |api, arguments| {
+    let id: VmId = arguments.parse("vm_id")?;
+    let vm = api.operations.vms.get(id).ok_or_else(|| unknown(id))?;
+    let within = |name, range: std::ops::RangeInclusive<u32>, before| match arguments.opt_int(name) {
+        None => Ok(before),
+        Some(n) => u32::try_from(n).ok().filter(|n| range.contains(n)).ok_or_else(|| {
+            arguments.wrong(name, format!("is {n}; allowed: {} to {}", range.start(), range.end()))
+        }),
+    };
+    let before = vm.record.autostart_place();
+    let autostart = Autostart {
+        enabled: arguments.bool("enabled")?,
+        order: within("order", Autostart::ORDERS, before.order)?,
+        delay_s: within("delay", Autostart::DELAYS_S, before.delay_s)?,
+    };
+    Ok(plan::vm_autostart(id, autostart))
+});
+
+fn unknown(vm: VmId) -> ApiFault {
+    ApiFault::new("VM_NOT_FOUND", format!("no VM {vm} is known here; vm_list shows all"))
+}
+
 /// Tells two files of one VM apart: the time, to the millisecond, in digits.
 fn stamp() -> String {
     Timestamp::now().to_string().chars().filter(char::is_ascii_digit).collect()
@@ -345,20 +370,35 @@ fn list_vm_core<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> Bo
 }
 
 fn vm_list<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
-    async move { Ok(Value::Array(api.operations.vms.all().iter().map(vm_show::summary).collect()).into()) }
-        .boxed()
+    async move {
+        let default = api.operations.settings.vm.autostart_default;
+        let vms = api.operations.vms.all();
+        Ok(Value::Array(vms.iter().map(|vm| vm_show::summary(vm, default)).collect()).into())
+    }
+    .boxed()
+}
+
+fn vm_adopted<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+    async move {
+        let found = api.operations.found();
+        let found = found.ok_or_else(|| {
+            let text = "the domains could not be read since the agent was started; nothing is adopted yet";
+            ApiFault::new("TOOLSTACK_UNREACHABLE", text)
+        })?;
+        Ok(vm_found::shown(&found).into())
+    }
+    .boxed()
 }
 
 fn vm_get<'a>(api: &'a Api, arguments: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
     async move {
         let id: VmId = arguments.parse("vm_id")?;
         let vm = api.operations.vms.get(id);
-        let vm = vm.ok_or_else(|| {
-            ApiFault::new("VM_NOT_FOUND", format!("no VM {id} is known here; vm_list shows all"))
-        })?;
+        let vm = vm.ok_or_else(|| unknown(id))?;
         api.fresh_sample().await;
         let vm = api.operations.vms.get(id).unwrap_or(vm);
-        let Value::Struct(mut map) = vm_show::details(&vm, caller.role >= Role::Operator) else {
+        let default = api.operations.settings.vm.autostart_default;
+        let Value::Struct(mut map) = vm_show::details(&vm, default, caller.role >= Role::Operator) else {
             return Ok(Value::Nil.into());
         };
         let open = api.engine().locks().into_iter().filter(|l| l.object == VmRecord::lock(id));

@@ -367,11 +367,11 @@ fn vbd(vm: VmId, index: usize, disk: &Disk) -> Value {
 }
 
 /// One element of `vm_list`.
-pub fn summary(vm: &Vm) -> Value {
-    Value::Struct(summary_map(vm))
+pub fn summary(vm: &Vm, autostart_default: bool) -> Value {
+    Value::Struct(summary_map(vm, autostart_default))
 }
 
-fn summary_map(vm: &Vm) -> Map {
+fn summary_map(vm: &Vm, autostart_default: bool) -> Map {
     let config = &vm.record.config;
     let fields = [
         ("uuid", text(config.vm)),
@@ -382,13 +382,15 @@ fn summary_map(vm: &Vm) -> Map {
         ("vcpus", int(config.vcpus)),
         ("domid", or_nil(vm.domain.as_ref().map(|d| int(d.domid.0)))),
         ("ha", Value::Bool(vm.record.ha)),
+        ("autostart", Value::Bool(vm.record.starts_by_itself(autostart_default))),
     ];
     fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
 }
 
 /// `vm_get`.
-pub fn details(vm: &Vm, secrets: bool) -> Value {
-    let mut map = summary_map(vm);
+/// `autostart_default`: where a VM was never asked about.
+pub fn details(vm: &Vm, autostart_default: bool, secrets: bool) -> Value {
+    let mut map = summary_map(vm, autostart_default);
     let record = &vm.record;
     let intent = match &record.intent {
         Intent::On => "on",
@@ -405,6 +407,9 @@ pub fn details(vm: &Vm, secrets: bool) -> Value {
     put("created", text(record.created));
     put("changed", text(record.changed));
     put("last_end", or_nil(cause));
+    let place = record.autostart_place();
+    put("autostart_order", int(place.order));
+    put("autostart_delay", int(place.delay_s));
     put("config", config(record, secrets));
     put("allowed", texts(may));
     put("cores", texts(record.cores.iter().map(|c| &c.date)));

@@ -117,6 +117,12 @@ pub struct Change {
     pub idempotency_key: Option<String>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnOff {
+    On,
+    Off,
+}
+
 /// A change of one VM.
 #[derive(Debug, Clone, Args)]
 pub struct VmChange {
@@ -181,6 +187,20 @@ pub enum VmCommand {
     },
     /// Remove a VM that is off from the record; its disks stay
     Delete(VmChange),
+    /// Whether it is started after the host's boot, if it ran when the host went down
+    Autostart {
+        #[command(flatten)]
+        target: VmChange,
+        enabled: OnOff,
+        /// Lower ones first, 0 to 9999 [default: as before, else 1000]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=9999))]
+        order: Option<i32>,
+        /// Seconds after its start until VMs of the next order are started [default: as before, else 0]
+        #[arg(long, value_name = "S", value_parser = clap::value_parser!(i32).range(0..=3600))]
+        delay: Option<i32>,
+    },
+    /// What the agent found when it was started last: adopted, unknown, gone, started again, and why
+    Adopted,
     /// Show the configuration, or change some of it
     Config {
         #[command(flatten)]

@@ -1,6 +1,6 @@
 //! Virtual machines: found by name or UUID, changed by the dialect's verbs as jobs.
 
-use super::args::{Change, VmChange, VmCommand};
+use super::args::{Change, OnOff, VmChange, VmCommand};
 use super::output::Column;
 use super::values::{from_argument, from_json, from_toml, members, text};
 use super::{CtlError, Session, job};
@@ -19,6 +19,9 @@ const COLUMNS: &[Column] = &[
     ("HA", "ha"),
     ("UUID", "uuid"),
 ];
+
+const FOUND: &[Column] =
+    &[("FOUND", "found"), ("DOMID", "domid"), ("NAME", "name"), ("UUID", "uuid"), ("WHY", "why")];
 
 /// A file of a VM is a page; what is larger is the wrong file.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -55,8 +58,43 @@ pub async fn execute(session: &mut Session<'_>, command: VmCommand) -> Result<()
             act(session, "restore_vm", &target, Some(Value::Bool(paused))).await
         }
         VmCommand::Delete(target) => act(session, "delete_vm", &target, None).await,
+        VmCommand::Autostart { target, enabled, order, delay } => {
+            let found = find(session, &target.vm).await?;
+            let given = |n: Option<i32>| n.map_or(Value::Nil, Value::Int);
+            let on = Value::Bool(enabled == OnOff::On);
+            let params = vec![Value::from(found.uuid), on, given(order), given(delay)];
+            job::change(session, "vm_autostart", params, &target.change).await?;
+            Ok(())
+        }
+        VmCommand::Adopted => adopted(session).await,
         VmCommand::Config { target, set } => config(session, &target, &set).await,
     }
+}
+
+/// The lists of `vm_adopted` as one table, with the list's name before each row.
+async fn adopted(session: &mut Session<'_>) -> Result<(), CtlError> {
+    let found = session.read("vm_adopted", &[]).await?;
+    let Value::Struct(lists) = &found else { return session.printer.value(&found) };
+    if session.printer.is_json() {
+        return session.printer.value(&found);
+    }
+    let mut rows = Vec::new();
+    for name in ["unknown", "gone", "restarted", "left", "adopted"] {
+        let Some(Value::Array(list)) = lists.get(name) else { continue };
+        rows.extend(list.iter().filter_map(|row| {
+            let Value::Struct(row) = row else { return None };
+            let mut row = row.clone();
+            row.insert("found".to_owned(), Value::from(name));
+            Some(Value::Struct(row))
+        }));
+    }
+    let boot = match text(&found, "boot") {
+        "new" => "the host had booted anew",
+        "same" => "the host had not booted since",
+        _ => "whether the host had booted was not known",
+    };
+    session.printer.note(&format!("the agent was started at {}; {boot}", text(&found, "at")));
+    session.printer.list(FOUND, &Value::Array(rows))
 }
 
 /// The VM of that UUID, or else of that name.

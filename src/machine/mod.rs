@@ -150,6 +150,8 @@ pub trait Machine: Send + Sync + 'static {
     async fn log(&self, name: &str, max: Bytes) -> Result<String>;
     /// Mounted file systems with a device of their own, the root first.
     async fn filesystems(&self) -> Result<Vec<Filesystem>>;
+    /// What has the host run the `xendomains` service, which starts and stops VMs by itself: a path, for people.
+    async fn xendomains(&self) -> Result<Option<String>>;
     /// Asks for a reboot or a power-off, and returns before it happens.
     async fn reboot(&self) -> Result<()>;
     async fn power_off(&self) -> Result<()>;

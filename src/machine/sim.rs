@@ -136,6 +136,10 @@ impl Machine for SimMachine {
         ])
     }
 
+    async fn xendomains(&self) -> Result<Option<String>> {
+        Ok(self.host().await?.xendomains)
+    }
+
     async fn reboot(&self) -> Result<()> {
         self.tell(Request::HostReboot).await
     }

@@ -170,7 +170,7 @@ impl Operations {
             match engine.submit(self.submission("host_boot", "agent", plan, options)).await {
                 Ok(job) => match engine.get(job).await {
                     Ok(Some(record)) if record.state.is_terminal() && self.boot() == Boot::New => {}
-                    _ => return tracing::info!(%job, boot_id, "the host has booted anew"),
+                    _ => return tracing::debug!(%job, boot_id, "the host has booted anew"),
                 },
                 Err(error) => return tracing::warn!(%error, "the host's boot cannot be taken now"),
             }
@@ -263,10 +263,12 @@ impl Operations {
                 // The host has booted once more, which is another job's.
                 return Ok(Outcome::done());
             }
-            let starts = group.into_iter().map(|vm| async move { (vm, self.autostart_one(vm, context).await) });
+            let starts =
+                group.into_iter().map(|vm| async move { (vm, self.autostart_one(vm, context).await) });
             let mut starts = futures_util::stream::iter(starts).buffer_unordered(STARTS_AT_ONCE);
             while let Some((vm, done)) = starts.next().await {
-                let name = self.vms.get(vm).map_or_else(|| vm.to_string(), |vm| vm.record.config.name.to_string());
+                let name =
+                    self.vms.get(vm).map_or_else(|| vm.to_string(), |vm| vm.record.config.name.to_string());
                 match done? {
                     Some(true) => started.push(name),
                     Some(false) => failed.push(name),
@@ -300,7 +302,8 @@ impl Operations {
         let now = Timestamp::now();
         let delays = records.iter().filter(|r| r.starts_by_itself(settings.autostart_default));
         let delays = delays.filter(|r| r.intent == Intent::On && r.changed >= kept.taken);
-        let delays = delays.map(|r| (r.autostart_place(), r.changed)).filter(|(place, _)| place.order < order);
+        let delays =
+            delays.map(|r| (r.autostart_place(), r.changed)).filter(|(place, _)| place.order < order);
         let delays = delays.map(|(place, at)| (Duration::from_secs(place.delay_s.into()), at));
         let wait = delays.chain([(first, kept.taken)]).map(|(delay, since)| left(delay, since, now)).max();
         tokio::select! {
@@ -392,7 +395,8 @@ impl Found {
 
     fn event(&self) -> Event {
         let adopted = self.count_domains(|v| matches!(v, DomainVerdict::Adopted(_)));
-        let strange = |v: &DomainVerdict| matches!(v, DomainVerdict::Unknown { .. } | DomainVerdict::Double(_));
+        let strange =
+            |v: &DomainVerdict| matches!(v, DomainVerdict::Unknown { .. } | DomainVerdict::Double(_));
         let gone = |v: &VmVerdict| matches!(v, VmVerdict::Gone | VmVerdict::WentWithHost);
         let restart = |v: &VmVerdict| matches!(v, VmVerdict::Restart(_));
         let (unknown, lost) = (self.count_domains(strange), self.count_vms(gone));

@@ -133,7 +133,10 @@ impl Operations {
     }
 
     /// Something to do on ourselves once the outcome is on disk.
-    pub(super) fn hook(&self, work: impl FnOnce(&Operations) + Send + 'static) -> Option<Box<dyn FnOnce() + Send>> {
+    pub(super) fn hook(
+        &self,
+        work: impl FnOnce(&Operations) + Send + 'static,
+    ) -> Option<Box<dyn FnOnce() + Send>> {
         let this = self.this.upgrade()?;
         Some(Box::new(move || work(&this)))
     }

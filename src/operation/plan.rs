@@ -253,7 +253,11 @@ pub fn dump_vm_core(vm: VmId, date: &str, file: SafePath, live: bool, crash: boo
     ];
     if crash || reset {
         steps.push(Step::ClearDomain { vm, rebuild_on_undo: reset });
-        steps.push(if reset { Step::RebuildDomain { vm } } else { Step::DestroyDomain { vm, host_goes_down: false } });
+        steps.push(if reset {
+            Step::RebuildDomain { vm }
+        } else {
+            Step::DestroyDomain { vm, host_goes_down: false }
+        });
     }
     Plan::new(format!("dump the core of VM {vm}"), vm_locks(vm), steps)
 }

@@ -113,8 +113,12 @@ impl Operations {
             decision = Decision::Saved { file };
         }
         let mut outcome = decision_outcome(&decision);
-        if let Decision::Ended { cause: cause @ (EndCause::Crash | EndCause::Watchdog), crashes, restart: true, .. } =
-            decision
+        if let Decision::Ended {
+            cause: cause @ (EndCause::Crash | EndCause::Watchdog),
+            crashes,
+            restart: true,
+            ..
+        } = decision
         {
             // The evidence, which must outlive the domain and this job.
             let noted = self.record_outcome(id, |record| {

@@ -312,9 +312,10 @@ impl Step {
             Self::SetHa { vm, enabled } => {
                 ("set_ha", format!("VM {vm}: high availability {}", on_off(*enabled)))
             }
-            Self::SetAutostart { vm, autostart } => {
-                ("set_autostart", format!("VM {vm}: start after the host's boot {}", on_off(autostart.enabled)))
-            }
+            Self::SetAutostart { vm, autostart } => (
+                "set_autostart",
+                format!("VM {vm}: start after the host's boot {}", on_off(autostart.enabled)),
+            ),
             Self::DeleteVm { vm } => ("delete_record", format!("delete the record of VM {vm}")),
             Self::RecordCore { date, .. } => ("record_core", format!("note the core dump {date}")),
             Self::ForgetCore { date, .. } => ("forget_core", format!("forget the core dump {date}")),
@@ -374,12 +375,14 @@ impl Step {
             Self::StopAllVms { .. } => ("stop_vms", "stop every VM, each in a job of its own".to_owned()),
             Self::Power { off: true, .. } => ("power_off", "switch the host off".to_owned()),
             Self::Power { off: false, .. } => ("reboot", "reboot the host".to_owned()),
-            Self::TakeBoot { .. } => {
-                ("take_boot", "wait for jobs under way, and write down that the host has booted anew".to_owned())
-            }
-            Self::WriteBoot { .. } => {
-                ("write_boot", "write down that the host has booted anew, and what went down with it".to_owned())
-            }
+            Self::TakeBoot { .. } => (
+                "take_boot",
+                "wait for jobs under way, and write down that the host has booted anew".to_owned(),
+            ),
+            Self::WriteBoot { .. } => (
+                "write_boot",
+                "write down that the host has booted anew, and what went down with it".to_owned(),
+            ),
             Self::Autostart { .. } => {
                 ("autostart", "start the VMs that are to run after a boot, in their order".to_owned())
             }

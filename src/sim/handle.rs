@@ -70,6 +70,11 @@ impl Handle {
         self.control(Request::EndGuest { vm, reason }).await
     }
 
+    /// Whether the machine is set up to run the `xendomains` service.
+    pub async fn set_xendomains(&self, enabled: bool) -> Result<()> {
+        self.control(Request::SetXendomains { enabled }).await
+    }
+
     pub async fn add_rule(&self, rule: Rule) -> Result<()> {
         self.control(Request::AddRule { rule }).await
     }

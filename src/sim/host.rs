@@ -47,6 +47,9 @@ pub struct HostView {
     pub zone: Zone,
     pub ntp: Ntp,
     pub powered_on: bool,
+    /// What has the machine run the `xendomains` service.
+    #[serde(default)]
+    pub xendomains: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,7 @@ pub(super) struct Host {
     pub(super) zone: Zone,
     pub(super) ntp: Ntp,
     pub(super) powered_on: bool,
+    pub(super) xendomains: bool,
     pub(super) pending: Option<(Timestamp, PowerChange)>,
     log: VecDeque<(Timestamp, &'static str)>,
 }
@@ -78,6 +82,7 @@ impl Host {
             zone: Zone { name: "UTC".to_owned(), rtc_utc: true },
             ntp: Ntp { servers: Vec::new(), local_time_source: false, running: false },
             powered_on: true,
+            xendomains: false,
             pending: None,
             log: VecDeque::new(),
         };
@@ -136,6 +141,7 @@ impl Host {
             zone: self.zone.clone(),
             ntp: self.ntp.clone(),
             powered_on: self.powered_on,
+            xendomains: self.xendomains.then(|| "/etc/rc3.d/S20xendomains".to_owned()),
         }
     }
 

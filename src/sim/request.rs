@@ -290,6 +290,10 @@ pub enum Request {
         vm: VmId,
         reason: Reason,
     },
+    /// The machine is set up to run the `xendomains` service, or not any more.
+    SetXendomains {
+        enabled: bool,
+    },
     /// What was sent to the guest (`SendToGuest`).
     GuestStore {
         domid: u32,
@@ -390,6 +394,7 @@ impl Request {
             Self::SetBehaviour { .. }
             | Self::EndGuest { .. }
             | Self::GuestStore { .. }
+            | Self::SetXendomains { .. }
             | Self::AddRule { .. }
             | Self::ClearRules
             | Self::Audit

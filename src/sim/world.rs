@@ -160,6 +160,7 @@ impl World {
                 self.host.ntp.servers = servers;
                 self.host.ntp.local_time_source = local_time_source;
             }
+            Request::SetXendomains { enabled } => self.host.xendomains = enabled,
             Request::EnableNtp { enabled } => self.host.ntp.running = enabled,
             Request::HostReboot => self.host.request_power(now, PowerChange::Reboot),
             Request::HostPowerOff => self.host.request_power(now, PowerChange::Off),

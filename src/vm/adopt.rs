@@ -98,8 +98,7 @@ pub struct Adoption {
 /// Decides. dom0 is not asked about and has no verdict.
 pub fn adopt(records: &[Arc<VmRecord>], domains: &[DomainInfo], facts: &Facts<'_>) -> Adoption {
     let by_id: HashMap<VmId, &VmRecord> = records.iter().map(|r| (r.id(), &**r)).collect();
-    let by_name: HashMap<&str, VmId> =
-        records.iter().map(|r| (r.config.name.as_str(), r.id())).collect();
+    let by_name: HashMap<&str, VmId> = records.iter().map(|r| (r.config.name.as_str(), r.id())).collect();
     let chosen = chosen(domains);
     let mut adopted = HashSet::new();
     let mut verdict = |domain: &DomainInfo| {

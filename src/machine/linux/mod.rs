@@ -24,6 +24,7 @@ mod ntp_service;
 mod scsi;
 #[cfg(test)]
 mod tests;
+mod xendomains;
 
 use super::{Facts, Filesystem, Machine, MachineError, Ntp, Result, TimeZone};
 use crate::model::{Bytes, Timestamp};
@@ -166,6 +167,12 @@ impl Machine for LinuxMachine {
 
     async fn filesystems(&self) -> Result<Vec<Filesystem>> {
         self.blocking("file systems", filesystem::list).await
+    }
+
+    async fn xendomains(&self) -> Result<Option<String>> {
+        let find =
+            |root: &Path| Ok(xendomains::enabled(root).map(|link| link.to_string_lossy().into_owned()));
+        self.blocking("xendomains", find).await
     }
 
     async fn reboot(&self) -> Result<()> {
