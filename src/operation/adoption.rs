@@ -293,19 +293,24 @@ impl Operations {
         orders.pop_first()
     }
 
-    /// Waits for the delay after the boot, and for those after the starts of lower orders.
+    /// Waits for the delay of the order that was started before this one, or for the one after the boot. Both count
+    /// from what is written down, so that a restart of the agent does not begin them anew.
     async fn await_turn(&self, order: u32, context: &StepContext) -> Result<()> {
         let Some(kept) = self.boot_state().kept else { return Ok(()) };
-        let records: Vec<Arc<VmRecord>> = self.vms.all().into_iter().map(|vm| vm.record).collect();
         let settings = &self.settings.vm;
-        let first = Duration::from_secs(settings.autostart_delay_s);
+        let records = self.vms.all().into_iter().map(|vm| vm.record);
+        let started = records.filter(|r| r.starts_by_itself(settings.autostart_default));
+        let started = started.filter(|r| r.intent == Intent::On && r.changed >= kept.taken);
+        let mut before: BTreeMap<u32, Vec<(u64, Timestamp)>> = BTreeMap::new();
+        for record in started {
+            let place = record.autostart_place();
+            before.entry(place.order).or_default().push((place.delay_s.into(), record.changed));
+        }
+        let last = before.range(..order).next_back().map(|(_, delays)| delays.clone());
+        let delays = last.unwrap_or_else(|| vec![(settings.autostart_delay_s, kept.taken)]);
         let now = Timestamp::now();
-        let delays = records.iter().filter(|r| r.starts_by_itself(settings.autostart_default));
-        let delays = delays.filter(|r| r.intent == Intent::On && r.changed >= kept.taken);
-        let delays =
-            delays.map(|r| (r.autostart_place(), r.changed)).filter(|(place, _)| place.order < order);
-        let delays = delays.map(|(place, at)| (Duration::from_secs(place.delay_s.into()), at));
-        let wait = delays.chain([(first, kept.taken)]).map(|(delay, since)| left(delay, since, now)).max();
+        let wait =
+            delays.into_iter().map(|(delay_s, since)| left(Duration::from_secs(delay_s), since, now)).max();
         tokio::select! {
             () = tokio::time::sleep(wait.unwrap_or_default()) => Ok(()),
             () = context.cancelled.cancelled() => Err(JobFault::new("CANCELLED", "cancelled")),

@@ -182,6 +182,7 @@ impl Operations {
                     record.intent = Intent::On;
                     record.changed = Timestamp::now();
                     record.crashes_in_a_row = crashes;
+                    record.crash_seen = None;
                     record.last_end = (crashes > 0).then_some(cause);
                 })?;
                 outcome.writes.merge(noted.writes);

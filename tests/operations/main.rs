@@ -1,8 +1,9 @@
 //! Operations, engine and the simulated world joined as the daemon joins them, in one process and in virtual
-//! time: every verb crashed at every commit, faults by script, guests with a will of their own, and a crowd of
+//! time: every verb crashed at every commit, restarts of the agent and of the host, faults by script, guests with a will of their own, and a crowd of
 //! clients at once.
 #![allow(clippy::unwrap_used, reason = "a test: a failure shall stop it")]
 
+mod adoption;
 mod crash;
 mod crowd;
 mod faults;
