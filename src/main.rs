@@ -160,7 +160,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         config_file,
         overrides,
     };
-    block_on(agent::run(start))?.map_err(start_failure)
+    block_on(agent::run(start))?.map_err(|error| match error {
+        agent::StartError::Refused(text) => Failure::Usage(text),
+        error => start_failure(error),
+    })
 }
 
 /// Descriptors for all that is no connection: the store, children's pipes, the world.

@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "a bench lets time pass between two readings")]
 #![allow(clippy::zombie_processes, reason = "the world ends with the bench")]
 
+mod adopt;
 mod bare;
 mod calls;
 mod daemon;
@@ -22,6 +23,7 @@ type Figure = (&'static str, fn(&tokio::runtime::Runtime));
 
 const FIGURES: &[Figure] = &[
     ("start", start::figures),
+    ("adopt", adopt::figures),
     ("echo", calls::echo),
     ("list_vms", calls::list_vms),
     ("jobs", jobs::figures),

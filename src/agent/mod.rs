@@ -2,9 +2,9 @@
 //! domains, the engine, the verbs and the wire, lets the jobs of an earlier life go on, and ends it all in order.
 //!
 //! Order at the start: store, certificates and worlds (at the same time) -> operations -> engine -> wire ->
-//! resume, observe, recurring work -> READY. At the stop: no new jobs, callers are told, calls under way end,
-//! running steps get a moment, the store is closed. What is not done by then is on disk and goes on at the next
-//! start.
+//! resume, recurring work, observe (which adopts what runs) -> READY. At the stop: no new jobs, callers are told, calls
+//! under way end, running steps get a moment, the store is closed. What is not done by then is on disk and goes on at
+//! the next start.
 
 mod access;
 mod signals;
@@ -65,6 +65,9 @@ pub enum StartError {
     Password(PathBuf, String),
     #[error("{0}")]
     World(String),
+    /// As things are set up here it must not start; trying again mends nothing.
+    #[error("{0}")]
+    Refused(String),
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error("a part of the start was interrupted: {0}")]
@@ -183,7 +186,6 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         tracing::info!(jobs = resumed, "jobs of an earlier life go on");
     }
     tell_rebuilt(&operations, &opened.report).await;
-    tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
     let api = Arc::new(Api::new(Arc::clone(&operations), engine.clone(), Arc::clone(&surroundings) as _));
     let (server, socket) = listen(&settings, gate, tls, api)?;
     surroundings.serve(server.metrics());
@@ -192,6 +194,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         // One from a file is known to whoever wrote the file.
         greet(&server, &socket, first.filter(|_| start.password_file.is_none()), &settings);
     }
+    tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     Ok(Running { store: opened.store, engine, server, surroundings, stop })
 }

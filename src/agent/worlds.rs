@@ -78,7 +78,7 @@ pub(super) async fn refuse_xendomains(settings: &Settings, machine: &dyn Machine
         tracing::warn!(link, "the xendomains service is enabled; it may start and stop VMs by itself");
         return Ok(());
     }
-    Err(StartError::World(format!(
+    Err(StartError::Refused(format!(
         "the xendomains service is enabled ({link}): it starts and saves VMs by itself, which is dom0d's work.          Disable it: `systemctl disable xendomains`, `update-rc.d xendomains disable` or `rc-update del xendomains`;          do not stop it while VMs run, since that shuts them down or saves them. dom0d starts those VMs for which          `dom0ctl vm autostart VM on` was said. Where xendomains cannot be disabled and does nothing, the setting          vm.beside_xendomains = true lets dom0d start. No VM was touched"
     )))
 }

@@ -142,15 +142,15 @@ impl Operations {
         });
         let found =
             Arc::new(Found { at: Timestamp::now(), boot, domains: domains.collect(), vms: vms.collect() });
-        *self.found.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&found));
-        if found.domains.is_empty() && found.vms.is_empty() {
-            return;
+        // A host without VMs has nothing to tell at each start.
+        if !(found.domains.is_empty() && found.vms.is_empty()) {
+            let event = found.event();
+            tracing::info!(text = event.text, "running domains were matched with records");
+            if let Err(error) = self.events.publish(&event).await {
+                tracing::warn!(%error, "an event was not written");
+            }
         }
-        let event = found.event();
-        tracing::info!(text = event.text, "running domains were matched with records");
-        if let Err(error) = self.events.publish(&event).await {
-            tracing::warn!(%error, "an event was not written");
-        }
+        *self.found.write().unwrap_or_else(PoisonError::into_inner) = Some(found);
     }
 
     fn facts_of<'a>(&self, boot: Boot, in_job: &'a dyn Fn(VmId) -> bool) -> Facts<'a> {

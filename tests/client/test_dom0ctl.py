@@ -111,6 +111,15 @@ class EveryCommand(CtlCase):
         self.assertEqual(self.json("job", "show", str(stopping))["state"], "cancelled")
         self.ctl("vm", "stop", "toml", "--force")
 
+        self.do("vm", "autostart", "toml", "on", "--order", "7", "--delay", "30")
+        self.do("vm", "autostart", "toml", "on", "--delay", "0")
+        shown = self.json("vm", "show", "toml")
+        self.assertEqual([shown[key] for key in ("autostart", "autostart_order", "autostart_delay")], [True, 7, 0])
+        self.do("vm", "autostart", "toml", "off")
+        self.assertIs(self.json("vm", "show", "toml")["autostart"], False)
+        found = self.both("vm", "adopted")
+        self.assertEqual((found["boot"], found["counts"]["adopted"]), ("same", 0))
+
         self.do("vm", "delete", "toml")
         self.assertEqual(self.json("vm", "list"), [])
         events = self.both("event", "list", "--limit", "5")
@@ -160,7 +169,8 @@ class ExitCodes(CtlCase):
 
     def test_2_wrong_use(self):
         for wrong in (["fly"], ["vm", "show"], ["call", "fly"], ["call", "start_vm", "x"], ["job", "show", "x"], ["--output", "xml", "vm", "list"],
-                      ["vm", "config", "x", "--set", "y"]):  # fmt: skip
+                      ["vm", "config", "x", "--set", "y"], ["vm", "autostart", "x"], ["vm", "autostart", "x", "maybe"],
+                      ["vm", "autostart", "x", "on", "--order", "10000"]):  # fmt: skip
             self.assertEqual(self.ctl(*wrong, code=USAGE), "", wrong)
 
     def test_7_no_daemon(self):

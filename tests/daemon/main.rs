@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests and their helpers: a failure shall stop them")]
 #![allow(clippy::print_stdout, reason = "figures for whoever runs the tests with --nocapture")]
 
+mod adoption;
 mod calls;
 mod crash;
 mod crash_cases;
