@@ -12,7 +12,7 @@ const CALLERS: usize = 8;
 
 pub fn figures(runtime: &Runtime) {
     let home = Home::new();
-    home.start_world(65_536);
+    home.start_world(262_144);
     let mut daemon = home.start("");
     runtime.block_on(async {
         let mut clients: Vec<Client> = (0..CALLERS).map(|_| home.client(daemon.address)).collect();

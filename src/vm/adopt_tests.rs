@@ -1,3 +1,5 @@
+//! Tables of verdicts, random worlds, and F4 on the pure function.
+
 use super::*;
 use crate::model::{KiB, MiB, RepoId, SafePath, Text, Timestamp, VmName};
 use crate::xen::ShutdownReason;
