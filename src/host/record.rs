@@ -33,6 +33,8 @@ pub struct HostRecord {
 pub struct BootRecord {
     /// /proc/sys/kernel/random/boot_id
     pub boot_id: String,
+    /// The machine that booted: state that was copied to another one tells nothing about what runs where.
+    pub machine: HostId,
     /// When it was written down; delays of autostart count from here.
     pub taken: Timestamp,
 }

@@ -12,7 +12,7 @@
 
 use super::{Operations, plan};
 use crate::event::{Event, Severity};
-use crate::host::record::{BOOT, BootRecord, HOST_KEY};
+use crate::host::record::{BOOT, BootRecord, HOST_KEY, HostId};
 use crate::job::{JobFault, JobRecord, JobState, Options, Outcome, StepContext};
 use crate::machine::Machine;
 use crate::model::{JobId, Timestamp, VmId};
@@ -32,8 +32,8 @@ type Result<T> = std::result::Result<T, JobFault>;
 const STARTS_AT_ONCE: usize = 4;
 /// Names in the event of an adoption; `vm_adopted` tells more.
 const NAMES_TOLD: usize = 50;
-/// Tries of taking one boot, each a job; one that fails is a matter for people.
-const BOOT_JOBS: usize = 16;
+/// Tries of taking one boot, each a job, some seconds from one to the next.
+const BOOT_JOBS: usize = 500;
 
 /// The boot that is written down, and the one that is.
 #[derive(Debug, Clone, Default)]
@@ -66,30 +66,44 @@ pub struct FoundVm {
     pub verdict: VmVerdict,
 }
 
-/// The boot kept by the store. A store that keeps none yet begins with the boot that is now: what ran before is not
-/// known to have gone with it.
+/// The boot kept by the store. A store that keeps none yet, or that of another machine, begins with the boot that is
+/// now: what ran before is not known to have gone with it.
 pub(super) async fn load_boot(
     store: &Store,
     machine: &dyn Machine,
 ) -> std::result::Result<BootState, StoreError> {
-    let now = match machine.facts().await {
-        Ok(facts) => Some(facts.boot_id).filter(|id| !id.is_empty()),
-        Err(error) => {
-            tracing::warn!(%error, "the machine does not tell its boot id; no VM is started by itself");
-            None
-        }
-    };
+    let now = read(machine).await;
     let mut kept = store.get(&BOOT, HOST_KEY).await?;
-    if let (None, Some(boot_id)) = (&kept, &now) {
-        let first = BootRecord { boot_id: boot_id.clone(), taken: Timestamp::now() };
+    if let Some(now) = now.clone().filter(|now| kept.as_ref().is_none_or(|kept| kept.machine != now.machine))
+    {
+        if kept.is_some() {
+            tracing::warn!(
+                "the state is that of another machine; what has gone is not known to have gone with it"
+            );
+        }
         let mut txn = Txn::essential();
-        txn.put(&BOOT, HOST_KEY, &first);
+        txn.put(&BOOT, HOST_KEY, &now);
         match store.commit(txn).await {
-            Ok(_) | Err(StoreError::ReadOnly(_) | StoreError::DiskFull(_)) => kept = Some(first),
+            Ok(_) | Err(StoreError::ReadOnly(_) | StoreError::DiskFull(_)) => kept = Some(now),
             Err(error) => return Err(error),
         }
     }
-    Ok(BootState { kept, now })
+    Ok(BootState { kept, now: now.map(|now| now.boot_id) })
+}
+
+/// The machine's boot; `None`: it does not tell.
+async fn read(machine: &dyn Machine) -> Option<BootRecord> {
+    match machine.facts().await {
+        Ok(facts) if !facts.boot_id.is_empty() => {
+            let machine = HostId::from_bytes(facts.dmi.system_uuid);
+            Some(BootRecord { boot_id: facts.boot_id, machine, taken: Timestamp::now() })
+        }
+        Ok(_) => None,
+        Err(error) => {
+            tracing::warn!(%error, "the machine does not tell its boot id");
+            None
+        }
+    }
 }
 
 impl Operations {
@@ -112,9 +126,8 @@ impl Operations {
 
     /// Reads the machine's boot. (A host of ours does not boot under a living agent; a simulated one does.)
     pub(super) async fn read_boot(&self) -> Boot {
-        match self.machine.facts().await {
-            Ok(facts) => self.set_boot(|state| state.now = Some(facts.boot_id)),
-            Err(error) => tracing::warn!(%error, "the machine does not tell its boot id"),
+        if let Some(now) = read(&*self.machine).await {
+            self.set_boot(|state| state.now = Some(now.boot_id));
         }
         self.boot()
     }
@@ -202,9 +215,12 @@ impl Operations {
         match ended.state {
             JobState::Succeeded => Ok(Outcome::value(json!({ "job": ended.id.0 }))),
             _ => {
-                let why = ended.fault.as_ref().map_or_else(String::new, ToString::to_string);
+                let (name, why) = match &ended.fault {
+                    Some(fault) => (fault.name.as_str(), fault.to_string()),
+                    None => ("INTERNAL", String::new()),
+                };
                 let text = format!("the host's boot was not written down (job {}): {why}", ended.id);
-                Err(JobFault::new("INTERRUPTED", text))
+                Err(JobFault::new(name, text))
             }
         }
     }
@@ -239,7 +255,8 @@ impl Operations {
             event.with("cause", super::vm_steps::words(EndCause::HostDown)).append_to(&mut writes);
             changed.push(record);
         }
-        let kept = BootRecord { boot_id: boot_id.to_owned(), taken: Timestamp::now() };
+        let Some(before) = self.boot_state().kept else { return Ok(Outcome::done()) };
+        let kept = BootRecord { boot_id: boot_id.to_owned(), taken: Timestamp::now(), ..before };
         writes.put(&BOOT, HOST_KEY, &kept);
         let result = json!({ "went_with_host": changed.len() });
         let then = self.hook(move |operations| {
