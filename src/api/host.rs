@@ -397,6 +397,7 @@ reader!(host_get, |api, _arguments| {
         ("hostname", text(facts.hostname)),
         ("unique_id", text(record.unique_id)),
         ("boot_time", text(facts.boot_time)),
+        ("boot_taken", Value::Bool(api.operations.boot_taken(&facts.boot_id))),
         ("boot_id", text(facts.boot_id)),
         ("kernel", text(facts.kernel_release)),
         ("os", text(format_args!("{} {}", facts.os_name, facts.os_major))),

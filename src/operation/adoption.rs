@@ -124,6 +124,11 @@ impl Operations {
         }
     }
 
+    /// Whether this boot is written down with what it meant for the VMs.
+    pub fn boot_taken(&self, boot_id: &str) -> bool {
+        self.boot_state().kept.is_some_and(|kept| kept.boot_id == boot_id)
+    }
+
     /// Reads the machine's boot. (A host of ours does not boot under a living agent; a simulated one does.)
     pub(super) async fn read_boot(&self) -> Boot {
         if let Some(now) = read(&*self.machine).await {

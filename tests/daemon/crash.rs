@@ -25,8 +25,15 @@ const MOST_COMMITS: u64 = 40;
 async fn prepare(home: &Home, daemon: &Daemon, case: &Case, cycle: u64) -> Target {
     let mut local = daemon.local();
     let vm = VmId::random();
-    let mut target =
-        Target { vm, cycle, core: String::new(), reboots: 0, fingerprint: String::new(), before: 0 };
+    let mut target = Target {
+        vm,
+        cycle,
+        core: String::new(),
+        reboots: 0,
+        fingerprint: String::new(),
+        before: 0,
+        finds: false,
+    };
     let powered_on = async |home: &Home| matches!(home.world().call(Request::Host, PATIENCE).await, Ok(Answer::Host(host)) if host.powered_on);
     // A power-off that was ordered twice beats a reboot asked for in between: then it is asked for again, but not
     // before it is certain, since the reboot would end what is prepared here.
@@ -73,6 +80,11 @@ async fn prepare(home: &Home, daemon: &Daemon, case: &Case, cycle: u64) -> Targe
     if case.verb == "update_server_roles" {
         local.ask("update_server_roles", &[text(roles(cycle + 1))]).await;
     }
+    // What a reboot of the host before has meant is done.
+    until("the boot is taken", PATIENCE, async || {
+        *field(&local.ask("host_get", &[]).await, "boot_taken") == Value::Bool(true)
+    })
+    .await;
     local.until_idle().await;
     if let Some((kind, fate)) = case.script {
         home.world().clear_rules().await.unwrap();
@@ -82,6 +94,7 @@ async fn prepare(home: &Home, daemon: &Daemon, case: &Case, cycle: u64) -> Targe
     target.reboots = home.world().audit().await.unwrap().host_reboots;
     target.fingerprint = fingerprint(&mut local).await;
     target.before = local.last_job().await;
+    target.finds = !list(&local.ask("vm_list", &[]).await).is_empty();
     target
 }
 
@@ -165,8 +178,11 @@ async fn agree(scene: &mut Scene) -> Result<(), String> {
 
 /// Kills the daemon at one point of the call. `true`: it was answered first.
 async fn call_and_die(home: &Home, case: &Case, target: &Target, point: &str) -> bool {
-    let mut daemon = home.start_dying(point).await;
+    let (commit, side) = point.split_once(':').unwrap();
+    let commit = commit.parse::<u64>().unwrap() + u64::from(target.finds);
+    let mut daemon = home.start_dying(&format!("{commit}:{side}")).await;
     let mut local = daemon.local();
+    until("what runs is adopted", PATIENCE, async || local.call("vm_adopted", &[]).await.is_ok()).await;
     let answer = match case.ends {
         Some(reason) => {
             home.world().end_guest(target.vm, reason).await.unwrap();

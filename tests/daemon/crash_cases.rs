@@ -76,6 +76,8 @@ pub struct Target {
     pub reboots: u64,
     pub fingerprint: String,
     pub before: u64,
+    /// A daemon that starts writes what it has found, before anything else; if there is something.
+    pub finds: bool,
 }
 
 /// A home with a daemon that was started again, looked at.
