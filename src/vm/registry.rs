@@ -274,9 +274,8 @@ mod tests {
     use super::*;
     use crate::model::{KiB, Timestamp};
 
-    #[test]
-    fn cpu_time_alone_is_taken_over_without_a_new_generation() {
-        let info = DomainInfo {
+    fn info() -> DomainInfo {
+        DomainInfo {
             domid: DomId(3),
             vm: None,
             name: "x".to_owned(),
@@ -288,7 +287,29 @@ mod tests {
             cpu_time_ns: 1,
             started: Timestamp(0),
             vnc_port: None,
-        };
+        }
+    }
+
+    #[test]
+    fn of_two_domains_of_one_vm_the_one_that_lives_is_shown() {
+        use crate::xen::ShutdownReason::Suspend;
+        let vm = VmId::random();
+        let domain = |domid, state| DomainInfo { domid: DomId(domid), vm: Some(vm), state, ..info() };
+        for (first, second, shown) in [
+            (RunState::Running, RunState::Shutdown(Suspend), 3),
+            (RunState::Shutdown(Suspend), RunState::Paused, 4),
+            (RunState::Running, RunState::Running, 3),
+        ] {
+            let registry = Registry::default();
+            registry.observe(vec![domain(3, first), domain(4, second)]);
+            assert_eq!(registry.read().by_vm[&vm], DomId(shown), "{first:?} {second:?}");
+            assert!(registry.doubles().is_empty(), "no record has this UUID");
+        }
+    }
+
+    #[test]
+    fn cpu_time_alone_is_taken_over_without_a_new_generation() {
+        let info = info();
         let registry = Registry::default();
         registry.observe(vec![info.clone()]);
         let first = registry.domains().remove(0);

@@ -1,11 +1,12 @@
 //! What the agent does with the domains and records it finds at its start, after its own restart and the host's.
 
 use crate::house::*;
+use dom0d::host::record::{BOOT, HOST_KEY, HostId};
 use dom0d::job::{JobState, Listing};
 use dom0d::model::{MiB, VmId};
 use dom0d::operation::plan;
 use dom0d::sim::{Fate, Kind, Reason, Request, Rule, WorldError};
-use dom0d::store::Store;
+use dom0d::store::{Store, Txn};
 use dom0d::vm::adopt::{Boot, DomainVerdict, VmVerdict};
 use dom0d::vm::{Autostart, EndCause, Intent};
 use std::collections::BTreeMap;
@@ -352,5 +353,23 @@ async fn restarts_over_500_domains_forget_none_double_none_and_restart_none() {
     life.quiet().await;
     let audit = host.audit().await;
     assert!(vms.iter().all(|vm| audit.begun(*vm) == 1));
+    life.assert_agreement(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_that_was_copied_to_another_machine_starts_nothing_there() {
+    let host = Host::new();
+    let life = Life::begin(&host).await;
+    let vm = life.started("web").await;
+    autostart(&life, vm, 1, 0).await;
+    let mut kept = life.store.get(&BOOT, HOST_KEY).await.unwrap().unwrap();
+    kept.machine = HostId::from_bytes([9; 16]);
+    let mut txn = Txn::new();
+    txn.put(&BOOT, HOST_KEY, &kept);
+    life.store.commit(txn).await.unwrap();
+    let life = reboot(life, &host).await;
+    life.quiet().await;
+    assert_eq!(end_of(&life, vm), (Intent::Off, Some(EndCause::Unknown)), "it may run on the other one");
+    assert_eq!(host.audit().await.begun(vm), 1);
     life.assert_agreement(&host).await;
 }
