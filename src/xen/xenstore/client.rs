@@ -5,7 +5,7 @@ use super::codec::{self, Kind};
 use super::runner::{Answer, Command, Reply, Runner};
 use super::transaction::{self, Transaction, TransactionId};
 use super::{Endpoint, Permission, Refusal, Result, StorePath, StoreRead, Watcher, perms};
-use super::{MAX_PAYLOAD_BYTES, StoreError};
+use super::{MAX_ANSWER_BYTES, MAX_PAYLOAD_BYTES, StoreError};
 use crate::xen::DomId;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,8 +18,6 @@ use tokio::time::Instant;
 
 /// Commands on their way to the runner; beyond that callers wait, until their deadline.
 const QUEUE: usize = 256;
-/// What all names of a node's children may be at most.
-const MAX_LIST_BYTES: usize = 1 << 20;
 
 /// What all clones, transactions and watchers of one connection share.
 #[derive(Debug)]
@@ -141,8 +139,8 @@ impl Nodes {
             if last {
                 return Ok(codec::names(&list));
             }
-            if list.len() > MAX_LIST_BYTES {
-                return Err(StoreError::TooMany { what: "bytes of names", max: MAX_LIST_BYTES });
+            if list.len() > MAX_ANSWER_BYTES {
+                return Err(StoreError::TooMany { what: "bytes of names", max: MAX_ANSWER_BYTES });
             }
         }
         Err(StoreError::Timeout)

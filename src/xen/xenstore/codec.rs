@@ -1,8 +1,9 @@
 //! The wire form (xen/include/public/io/xs_wire.h): messages of a 16-byte header, four 32-bit numbers of the
 //! machine's own byte order (type, request, transaction, length), and a payload of at most 4,096 bytes. Pure:
-//! bytes in, messages out, at whatever places a read cuts them.
+//! bytes in, messages out, at whatever places a read cuts them. An answer may be longer than the protocol says:
+//! oxenstored tells a long list of children whole, where the C xenstored refuses it and tells it in parts.
 
-use super::{MAX_PAYLOAD_BYTES, Refusal, Result, StoreError};
+use super::{MAX_ANSWER_BYTES, MAX_PAYLOAD_BYTES, Refusal, Result, StoreError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 pub(super) const HEADER_BYTES: usize = 16;
@@ -98,8 +99,8 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Where the next read goes. Never longer than a few messages, as long as [`Decoder::next`] is asked until it
-    /// has none.
+    /// Where the next read goes. Never longer than one message and what one read brings, as long as
+    /// [`Decoder::next`] is asked until it has none.
     pub(super) fn buffer(&mut self) -> &mut BytesMut {
         self.buffer.reserve(HEADER_BYTES + MAX_PAYLOAD_BYTES);
         &mut self.buffer
@@ -111,8 +112,8 @@ impl Decoder {
         let (kind, request, transaction) = (header.get_u32_ne(), header.get_u32_ne(), header.get_u32_ne());
         let length = usize::try_from(header.get_u32_ne()).unwrap_or(usize::MAX);
         let kind = Kind::parse(kind).ok_or(StoreError::Garbled("a message of an unknown type"))?;
-        if length > MAX_PAYLOAD_BYTES {
-            return Err(StoreError::Garbled("a message longer than 4,096 bytes"));
+        if length > MAX_ANSWER_BYTES {
+            return Err(StoreError::Garbled("a message longer than 1 MiB"));
         }
         if self.buffer.len() < HEADER_BYTES + length {
             return Ok(None);
@@ -202,7 +203,7 @@ mod tests {
         }
 
         #[test]
-        fn a_header_that_tells_of_more_than_4096_bytes_is_refused_before_they_come(length in 4097..=u32::MAX) {
+        fn a_header_that_tells_of_more_than_a_mebibyte_is_refused_before_it_comes(length in (1 << 20) + 1..=u32::MAX) {
             let mut decoder = Decoder::default();
             for number in [Kind::Read as u32, 1, 0, length] {
                 decoder.buffer().put_u32_ne(number);
@@ -217,6 +218,19 @@ mod tests {
             |n: usize| Message { kind: Kind::Write, request: 1, transaction: 0, payload: vec![0; n].into() };
         assert_eq!(message(4096).encode().unwrap().len(), HEADER_BYTES + 4096);
         assert_eq!(message(4097).encode(), Err(StoreError::TooLarge(4097)));
+    }
+
+    #[test]
+    fn a_long_list_in_one_answer_is_taken_whole() {
+        let mut decoder = Decoder::default();
+        for number in [Kind::Directory as u32, 1, 0, 1 << 20] {
+            decoder.buffer().put_u32_ne(number);
+        }
+        for _ in 0..256 {
+            assert_eq!(decoder.next(), Ok(None));
+            decoder.buffer().extend_from_slice(&[b'a'; 4096]);
+        }
+        assert_eq!(decoder.next().unwrap().unwrap().payload.len(), 1 << 20);
     }
 
     #[test]

@@ -47,8 +47,10 @@ pub use watch::{Hint, Watcher};
 
 use async_trait::async_trait;
 
-/// What a message's payload is at most (xs_wire.h), and so a value.
+/// What a request's payload is at most (xs_wire.h), and so a value.
 pub const MAX_PAYLOAD_BYTES: usize = 4096;
+/// What an answer's payload is at most: oxenstored tells a long list of children in one answer.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

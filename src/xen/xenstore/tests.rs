@@ -45,19 +45,6 @@ async fn holds_of_any_store(client: &Client, below: &str) {
     assert_eq!(client.children(&at("nothing")).await.unwrap(), [""; 0]);
     assert_eq!(client.children(&at("a/c")).await.unwrap(), [""; 0]);
     client.remove(&at("nothing/at/all")).await.unwrap();
-    // Many children are told whole.
-    let many: Vec<String> = (0..600).map(|n| format!("child-{n:06}")).collect();
-    for some in many.chunks(100) {
-        futures_util::future::try_join_all(some.iter().map(|name| {
-            let path = at(&format!("many/{name}"));
-            async move { client.set(&path, b"").await }
-        }))
-        .await
-        .unwrap();
-    }
-    let mut told = client.children(&at("many")).await.unwrap();
-    told.sort();
-    assert_eq!(told, many);
     // A watch tells at its registration, and again at a change of the node or of one below.
     let mut watcher = client.watcher();
     watcher.add(at("w")).await.unwrap();
@@ -95,10 +82,30 @@ async fn holds_of_any_store(client: &Client, below: &str) {
     assert_eq!(client.get(&path(below)).await.unwrap(), None);
 }
 
+/// Not for the device: oxenstored's long answer is more than the kernel takes from the ring.
+async fn many_children_are_told_whole(client: &Client, below: &str) {
+    let at = |name: &str| path(&format!("{below}/{name}"));
+    let many: Vec<String> = (0..600).map(|n| format!("child-{n:06}")).collect();
+    for some in many.chunks(100) {
+        futures_util::future::try_join_all(some.iter().map(|name| {
+            let path = at(&format!("many/{name}"));
+            async move { client.set(&path, b"").await }
+        }))
+        .await
+        .unwrap();
+    }
+    let mut told = client.children(&at("many")).await.unwrap();
+    told.sort();
+    assert_eq!(told, many);
+    client.remove(&path(below)).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_made_up_store_keeps_the_rules_of_any_store() {
     let fake = Fake::start();
     holds_of_any_store(&fake.client(), "/tool/test").await;
+    many_children_are_told_whole(&fake.client(), "/tool/test").await;
+    assert!(fake.seen(Kind::DirectoryPart) > 1, "the list came in parts");
 }
 
 #[tokio::test]
@@ -403,6 +410,13 @@ async fn real_xen_keeps_the_rules_of_any_store() {
 
 #[tokio::test]
 #[ignore = "needs the xenstored of a dom0"]
+async fn real_xen_tells_many_children_whole() {
+    let client = Client::start(Endpoint::of_dom0(), Duration::from_secs(10));
+    many_children_are_told_whole(&client, "/tool/dom0d-test").await;
+}
+
+#[tokio::test]
+#[ignore = "needs the xenstored of a dom0"]
 async fn real_xen_tells_of_dom0_and_leaves_no_watch_behind() {
     each_real_way(async |client| {
         let name = client.get(&path("/local/domain/0/name")).await.unwrap().unwrap();
@@ -449,6 +463,6 @@ async fn real_xen_domains_are_observed_within_a_second_of_coming_and_going() {
     let of_it: Vec<_> = seen.iter().filter(|(_, o)| *o == Observation::Domain(domid)).collect();
     assert!(of_it.len() >= 2, "{seen:?}");
     let last = of_it.last().unwrap().0;
-    assert!(last > destroyed && last < gone + Duration::from_secs(1), "{:?}", last - destroyed);
-    tracing::info!(after = ?(last - destroyed), "the destroyed domain was observed");
+    assert!(last > destroyed && last < gone + Duration::from_secs(1), "{seen:?}");
+    eprintln!("the destroyed domain was observed {:?} before `xl destroy` returned", gone - last);
 }
