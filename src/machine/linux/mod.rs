@@ -15,6 +15,7 @@
 
 mod clock;
 mod command;
+mod disks;
 mod facts;
 mod file;
 mod filesystem;
@@ -25,7 +26,7 @@ mod scsi;
 #[cfg(test)]
 mod tests;
 
-use super::{Facts, Filesystem, Machine, MachineError, Ntp, Result, TimeZone};
+use super::{DiskTraffic, Facts, Filesystem, Machine, MachineError, Ntp, Result, TimeZone};
 use crate::model::{Bytes, Timestamp};
 use async_trait::async_trait;
 use command::Programs;
@@ -166,6 +167,10 @@ impl Machine for LinuxMachine {
 
     async fn filesystems(&self) -> Result<Vec<Filesystem>> {
         self.blocking("file systems", filesystem::list).await
+    }
+
+    async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic> {
+        self.blocking("disk traffic", move |root| disks::traffic(root, domid)).await
     }
 
     async fn reboot(&self) -> Result<()> {
