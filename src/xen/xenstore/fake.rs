@@ -230,14 +230,14 @@ impl State {
                 if !nodes.contains_key(&path) && path != "/" {
                     return Err("ENOENT");
                 }
-                let names: Vec<u8> =
-                    children(nodes, &path).iter().flat_map(|n| format!("{n}\0").into_bytes()).collect();
+                let names = || -> Vec<u8> {
+                    children(nodes, &path).iter().flat_map(|n| format!("{n}\0").into_bytes()).collect()
+                };
                 match request.kind {
                     Kind::Read => Ok(value.to_vec()),
                     Kind::GetPerms => Ok(b"n0\0r7\0".to_vec()),
-                    Kind::Directory if names.len() > super::MAX_PAYLOAD_BYTES => Err("E2BIG"),
-                    Kind::Directory => Ok(names),
-                    _ => Ok(part(self.generation, &names, second.parse().unwrap())),
+                    Kind::DirectoryPart => Ok(part(self.generation, &names(), second.parse().unwrap())),
+                    _ => Some(names()).filter(|n| n.len() <= super::MAX_PAYLOAD_BYTES).ok_or("E2BIG"),
                 }
             }
             Kind::Write | Kind::Mkdir | Kind::Rm | Kind::SetPerms => {

@@ -380,15 +380,17 @@ async fn after_xenstored_was_away_everything_is_looked_at_and_new_domains_are_kn
 }
 
 #[tokio::test]
-async fn five_hundred_domains_are_taken_in_within_a_second_or_so() {
+async fn five_hundred_domains_are_taken_in_at_once_and_one_of_them_going_is_told() {
     let fake = Fake::start();
     (1..=500).for_each(|n| fake.introduce(n, "many"));
     let began = Instant::now();
     let watch = DomainWatch::start(fake.client());
     let mut observations = watch.observe();
     assert_eq!(next(&mut observations).await, Observation::Everything);
-    // Generous, since the machine may be busy: it takes 0.1 s.
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let took = began.elapsed();
+    eprintln!("500 domains taken in after {took:?}");
+    // Generous, since the machine may be busy.
+    assert!(took < SOON / 2, "{took:?}");
     fake.release(250);
     while next(&mut observations).await != Observation::Domain(DomId(250)) {}
 }
