@@ -8,7 +8,11 @@
 mod env;
 #[path = "contract/toolstack.rs"]
 mod toolstack;
+#[path = "contract/traffic.rs"]
+mod traffic;
 
+use dom0d::kernel::sim::SimKernel;
+use dom0d::machine::sim::SimMachine;
 use dom0d::model::{MiB, SafePath, VmId};
 use dom0d::sim::{Behaviour, Handle, Options, Reason, process};
 use dom0d::xen::sim::SimToolstack;
@@ -91,3 +95,14 @@ macro_rules! hold_behind_a_socket {
 
 toolstack::rules!(hold_in_process);
 toolstack::rules!(hold_behind_a_socket);
+
+#[tokio::test(start_paused = true)]
+async fn simulated_traffic_of_a_domain_grows_while_it_runs_and_goes_with_it() {
+    let handle = Handle::in_process(options());
+    let worlds = traffic::Worlds {
+        toolstack: &SimToolstack::new(handle.clone(), TIMEOUT),
+        kernel: &SimKernel::new(handle.clone(), TIMEOUT),
+        machine: &SimMachine::new(handle, TIMEOUT),
+    };
+    traffic::traffic_of_a_domain_grows_while_it_runs_and_goes_with_it(&worlds).await;
+}

@@ -22,6 +22,7 @@ mod power;
 mod reading;
 #[cfg(test)]
 mod reference;
+mod statistics;
 mod system;
 pub mod value;
 pub mod verb;
@@ -64,6 +65,8 @@ pub struct Api {
     hypervisor: Reading,
     /// 0 until the hypervisor has told.
     host_cpus: Arc<AtomicU32>,
+    /// How busy the host was of late.
+    load: std::sync::Mutex<statistics::Load>,
     /// What the wire and the certificates tell of themselves; the composition root knows.
     about: Arc<dyn About>,
 }
@@ -100,6 +103,7 @@ pub fn table() -> BTreeMap<&'static str, Verb> {
         .chain(ownership::verbs())
         .chain(vm::verbs())
         .chain(power::verbs())
+        .chain(statistics::verbs())
         .chain(job::verbs())
         .chain(event::verbs());
     families.map(|verb| (verb.name, verb)).collect()
@@ -115,6 +119,7 @@ impl Api {
             domains: Reading::default(),
             hypervisor: Reading::default(),
             host_cpus: Arc::default(),
+            load: std::sync::Mutex::default(),
             about,
         }
     }

@@ -37,6 +37,11 @@ impl Reading {
         }
     }
 
+    /// When the last reading ended.
+    pub(super) fn ended(&self) -> Option<Instant> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).ended
+    }
+
     fn join<F>(
         &self,
         age: Duration,

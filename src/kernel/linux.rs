@@ -1,20 +1,25 @@
-//! The real kernel, asked by getifaddrs(3): which links there are, whether they are up, their addresses.
+//! The real kernel, asked by getifaddrs(3): which links there are, whether they are up, their addresses; and by
+//! /proc/net/dev (proc_pid_net(5)), whose counters have 64 bits: what has passed through them.
 //!
 //! One call is one dump of the kernel's tables and does not wait for anything, but it is a system call all the
 //! same and runs on the blocking pool.
 
-use super::{Kernel, KernelError, Link};
+use super::{Kernel, KernelError, Link, LinkTraffic};
+use crate::model::Bytes;
 use async_trait::async_trait;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::net::IpAddr;
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Links told at most.
 const MAX_LINKS: usize = 4096;
+/// A line of /proc/net/dev has some 130 bytes.
+const MAX_DEV_BYTES: u64 = 1024 * 1024;
 
 /// The kernel of the network namespace we run in.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,16 +34,46 @@ impl LinuxKernel {
 #[async_trait]
 impl Kernel for LinuxKernel {
     async fn links(&self) -> Result<Vec<Link>, KernelError> {
-        let asked = tokio::task::spawn_blocking(|| {
+        ask(|| {
             let addresses = getifaddrs().map_err(|errno| KernelError(errno.desc().to_owned()))?;
             Ok(gather(addresses))
-        });
-        match tokio::time::timeout(DEADLINE, asked).await {
-            Ok(Ok(told)) => told,
-            Ok(Err(error)) => Err(KernelError(error.to_string())),
-            Err(_) => Err(KernelError("no answer in time".to_owned())),
-        }
+        })
+        .await
     }
+
+    async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError> {
+        ask(|| {
+            let mut text = String::new();
+            let read = std::fs::File::open("/proc/net/dev")
+                .and_then(|file| file.take(MAX_DEV_BYTES).read_to_string(&mut text));
+            read.map_err(|error| KernelError(error.to_string()))?;
+            Ok(traffic(&text))
+        })
+        .await
+    }
+}
+
+async fn ask<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, KernelError> + Send + 'static,
+) -> Result<T, KernelError> {
+    match tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(told)) => told,
+        Ok(Err(error)) => Err(KernelError(error.to_string())),
+        Err(_) => Err(KernelError("no answer in time".to_owned())),
+    }
+}
+
+/// `vif2.0: 5871 80 0 0 0 0 0 0 9567 78 …`: bytes received first, bytes sent ninth. The headings have no colon.
+fn traffic(text: &str) -> Vec<LinkTraffic> {
+    let line = |line: &str| {
+        let (name, counters) = line.rsplit_once(':')?;
+        let mut counters = counters.split_ascii_whitespace();
+        let (received, sent) = (counters.next()?.parse().ok()?, counters.nth(7)?.parse().ok()?);
+        Some(LinkTraffic { name: name.trim().to_owned(), received: Bytes(received), sent: Bytes(sent) })
+    };
+    let mut links: Vec<LinkTraffic> = text.lines().filter_map(line).take(MAX_LINKS).collect();
+    links.sort_by(|a, b| a.name.cmp(&b.name));
+    links
 }
 
 /// One entry comes for each link and for each of its addresses.
@@ -111,5 +146,28 @@ mod tests {
         assert_eq!(prefix_length("255.255.252.0".parse().unwrap()), 22);
         assert_eq!(prefix_length("ffff:ffff:ffff:ffff::".parse().unwrap()), 64);
         assert_eq!(prefix_length("0.0.0.0".parse().unwrap()), 0);
+    }
+
+    #[tokio::test]
+    async fn every_link_has_its_traffic() {
+        let names: Vec<_> =
+            LinuxKernel::new().links().await.unwrap().into_iter().map(|link| link.name).collect();
+        let traffic = LinuxKernel::new().traffic().await.unwrap();
+        assert!(
+            names.iter().all(|name| traffic.iter().any(|link| link.name == *name)),
+            "{names:?} {traffic:?}"
+        );
+    }
+
+    #[test]
+    fn bytes_stand_first_and_ninth_behind_the_name() {
+        let text = "Inter-|   Receive            |  Transmit\n face |bytes    packets errs\n\
+            \x20   lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0\n\
+            vif2.0:99999999999 80    0    0    0     0          0         0     9567      78    0    0    0     0       0          0\n\
+            broken: 1 2\n";
+        let told = traffic(text);
+        let told: Vec<_> =
+            told.iter().map(|link| (link.name.as_str(), link.received.0, link.sent.0)).collect();
+        assert_eq!(told, [("lo", 0, 0), ("vif2.0", 99_999_999_999, 9567)]);
     }
 }

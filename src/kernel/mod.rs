@@ -4,6 +4,7 @@
 pub mod linux;
 pub mod sim;
 
+use crate::model::Bytes;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -20,6 +21,14 @@ pub struct Link {
     pub addresses: Vec<(IpAddr, u8)>,
 }
 
+/// What has passed through a link since it came, as the host sees it: what a vif *received* its guest has sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkTraffic {
+    pub name: String,
+    pub received: Bytes,
+    pub sent: Bytes,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("the kernel did not answer: {0}")]
 pub struct KernelError(pub String);
@@ -28,4 +37,6 @@ pub struct KernelError(pub String);
 pub trait Kernel: Send + Sync + 'static {
     /// All links, by name.
     async fn links(&self) -> Result<Vec<Link>, KernelError>;
+    /// Of all links, by name.
+    async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError>;
 }

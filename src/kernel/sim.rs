@@ -1,6 +1,7 @@
 //! The kernel's simulated body: the links of the simulated world.
 
-use super::{Kernel, KernelError, Link};
+use super::{Kernel, KernelError, Link, LinkTraffic};
+use crate::model::Bytes;
 use crate::sim::{self, Answer, Handle, Request};
 use async_trait::async_trait;
 use std::time::Duration;
@@ -35,6 +36,21 @@ impl Kernel for SimKernel {
     async fn links(&self) -> Result<Vec<Link>, KernelError> {
         match self.handle.call(Request::Links, self.timeout).await {
             Ok(Answer::Links(links)) => Ok(links.into_iter().map(Link::from).collect()),
+            Ok(_) => Err(KernelError("an answer of another kind".to_owned())),
+            Err(error) => Err(KernelError(error.to_string())),
+        }
+    }
+
+    async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError> {
+        match self.handle.call(Request::LinkTraffic, self.timeout).await {
+            Ok(Answer::LinkTraffic(links)) => {
+                let link = |(name, (received, sent))| LinkTraffic {
+                    name,
+                    received: Bytes(received),
+                    sent: Bytes(sent),
+                };
+                Ok(links.into_iter().map(link).collect())
+            }
             Ok(_) => Err(KernelError("an answer of another kind".to_owned())),
             Err(error) => Err(KernelError(error.to_string())),
         }

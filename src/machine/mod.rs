@@ -116,6 +116,15 @@ pub struct Filesystem {
     pub free: Bytes,
 }
 
+/// What a domain's disks have done since they were plugged, all together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskTraffic {
+    pub read: Bytes,
+    pub written: Bytes,
+    pub reads: u64,
+    pub writes: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineError {
@@ -152,6 +161,9 @@ pub trait Machine: Send + Sync + 'static {
     async fn filesystems(&self) -> Result<Vec<Filesystem>>;
     /// What has the host run the `xendomains` service, which starts and stops VMs by itself: a path, for people.
     async fn xendomains(&self) -> Result<Option<String>>;
+    /// What the disks of the domain of this number have done, as far as this machine's kernel serves them; of a
+    /// domain without such disks, nothing.
+    async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic>;
     /// Asks for a reboot or a power-off, and returns before it happens.
     async fn reboot(&self) -> Result<()>;
     async fn power_off(&self) -> Result<()>;

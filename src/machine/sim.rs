@@ -1,7 +1,9 @@
 //! The machine's simulated body: what changes is asked of the simulated world; what does not (processors, DMI,
 //! a SCSI host) is made up here, the same each time. It can do nothing to the machine it runs on.
 
-use super::{Cpu, Dmi, Facts, Filesystem, Machine, MachineError, Ntp, Result, ScsiHost, TimeZone};
+use super::{
+    Cpu, DiskTraffic, Dmi, Facts, Filesystem, Machine, MachineError, Ntp, Result, ScsiHost, TimeZone,
+};
 use crate::model::{Bytes, KiB, Timestamp, excerpt};
 use crate::sim::{self, Answer, Handle, HostView, Request, WorldError};
 use async_trait::async_trait;
@@ -138,6 +140,15 @@ impl Machine for SimMachine {
 
     async fn xendomains(&self) -> Result<Option<String>> {
         Ok(self.host().await?.xendomains)
+    }
+
+    async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic> {
+        match self.ask(Request::DiskTraffic { domid }).await? {
+            Answer::DiskTraffic(sim::DiskTraffic { read_bytes, written_bytes, reads, writes }) => {
+                Ok(DiskTraffic { read: Bytes(read_bytes), written: Bytes(written_bytes), reads, writes })
+            }
+            _ => Err(unexpected()),
+        }
     }
 
     async fn reboot(&self) -> Result<()> {

@@ -90,6 +90,11 @@ impl Domain {
         self.cpu_time_ns.saturating_add(ran_ms.saturating_mul(CPU_NS_PER_MS))
     }
 
+    /// For how long it has run; time in which it stood still does not count.
+    pub(super) fn ran_ms(&self, now: Timestamp) -> u64 {
+        self.cpu_time_ns(now) / CPU_NS_PER_MS
+    }
+
     /// Changes the condition; time that stood still is added to what was to come.
     pub(super) fn become_(&mut self, condition: Condition, now: Timestamp) {
         self.cpu_time_ns = self.cpu_time_ns(now);

@@ -35,6 +35,7 @@ mod script;
 mod server;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod world;
 
 pub use audit::{Audit, Effect};
@@ -43,8 +44,8 @@ pub use engine::Engine;
 pub use handle::Handle;
 pub use host::{HostView, Link, Ntp, Zone};
 pub use request::{
-    Answer, Device, Display, DomainView, HypervisorView, Image, Kind, Observation, Reason, Request, Spec,
-    State, Trigger, WorldError,
+    Answer, Device, DiskTraffic, Display, DomainView, HypervisorView, Image, Kind, Observation, Reason,
+    Request, Spec, State, Trigger, WorldError,
 };
 pub use script::{Fate, Rule};
 pub use world::{Options, World};

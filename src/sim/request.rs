@@ -148,6 +148,15 @@ pub enum WorldError {
     Unreachable(String),
 }
 
+/// What a domain's disks have done, together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskTraffic {
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub reads: u64,
+    pub writes: u64,
+}
+
 /// A request. Those after `SetBehaviour` are for tests and the process's owner; no rule of the script acts on
 /// them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -279,6 +288,10 @@ pub enum Request {
     HostReboot,
     HostPowerOff,
     Links,
+    LinkTraffic,
+    DiskTraffic {
+        domid: u32,
+    },
 
     /// `vm` `None`: the default for all VMs without one of their own.
     SetBehaviour {
@@ -348,6 +361,8 @@ pub enum Kind {
     HostReboot,
     HostPowerOff,
     Links,
+    LinkTraffic,
+    DiskTraffic,
 }
 
 impl Request {
@@ -391,6 +406,8 @@ impl Request {
             Self::HostReboot => Kind::HostReboot,
             Self::HostPowerOff => Kind::HostPowerOff,
             Self::Links => Kind::Links,
+            Self::LinkTraffic => Kind::LinkTraffic,
+            Self::DiskTraffic { .. } => Kind::DiskTraffic,
             Self::SetBehaviour { .. }
             | Self::EndGuest { .. }
             | Self::GuestStore { .. }
@@ -455,6 +472,9 @@ pub enum Answer {
     Host(Box<HostView>),
     Ntp(Ntp),
     Links(Vec<Link>),
+    /// By link: bytes received and sent.
+    LinkTraffic(BTreeMap<String, (u64, u64)>),
+    DiskTraffic(DiskTraffic),
     Text(String),
     Pairs(BTreeMap<String, String>),
     Audit(Box<Audit>),

@@ -154,6 +154,8 @@ impl World {
             }
             Request::HostLog { max_bytes } => return Ok(Answer::Text(self.host.log_tail(max_bytes))),
             Request::Links => return Ok(Answer::Links(self.links())),
+            Request::LinkTraffic => return Ok(Answer::LinkTraffic(self.link_traffic(now))),
+            Request::DiskTraffic { domid } => return Ok(Answer::DiskTraffic(self.disk_traffic(domid, now))),
             Request::SetClock { time } => self.host.set_clock(now, time),
             Request::SetZone { zone } => self.host.zone = zone,
             Request::SetNtp { servers, local_time_source } => {

@@ -194,3 +194,38 @@ class Xen:
 
     def configure(self, config):
         return self.c.call("configure_vm", config.repo, config.vm, config.params)
+
+
+class Plugin:
+    """CloudstackPlugin: answers are maps of strings, which the client trims and parses as numbers."""
+
+    def __init__(self, connection):
+        self.c = connection
+        self.vm_stats = {}
+
+    def strings(self, method, *params):
+        answer = self.c.call(method, *params)
+        assert all(isinstance(value, str) for value in answer.values()), answer
+        return answer
+
+    def vnc_port(self, name):
+        port = self.c.call("get_vncport", name)
+        assert isinstance(port, str)
+        return port
+
+    def host_stats(self, bridge):
+        """GetHostStats: Double.parseDouble, and the link's counters trimmed."""
+        stats = self.strings("ovs_dom0_stats", bridge)
+        return {name: float(stats[name].strip()) for name in ("cpu", "free", "total", "rx", "tx")}
+
+    def vm_stat(self, name):
+        """getVmStat: the difference to the call before; None at the first."""
+        old, new = self.vm_stats.get(name), self.strings("ovs_domU_stats", name)
+        self.vm_stats[name] = new
+        if old is None:
+            return None
+        names = ("uptime", "cputime", "rx_bytes", "tx_bytes", "rd_bytes", "wr_bytes", "rd_ops", "wr_ops")
+        stat = {name: float(new[name]) - float(old[name]) for name in names}
+        # Java divides by zero without a word.
+        share = stat["cputime"] / stat["uptime"] if stat["uptime"] else float("nan")
+        return stat | {"cpus": int(new["vcpus"]), "share": share}

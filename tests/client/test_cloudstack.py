@@ -196,6 +196,51 @@ class CloudStack(DaemonCase):
             self.assertEqual(self.c.call("get_vm_config", REPO, vm_id), config)
             self.stop(name)
 
+    def test_a_vms_statistics_give_cloudstack_its_share_of_a_cpu_and_its_traffic(self):
+        self.start("i-8-9-VM")
+        plugin = apache.Plugin(self.c)
+        self.assertIsNone(plugin.vm_stat("i-8-9-VM"))
+        first = plugin.vm_stats["i-8-9-VM"]
+        self.assertEqual(sorted(first), ["cputime", "rd_bytes", "rd_ops", "rx_bytes", "tx_bytes", "uptime", "vcpus",
+                                         "wr_bytes", "wr_ops"])  # fmt: skip
+        wait_for("three seconds of the VM's life", lambda: float(self.c.call("ovs_domU_stats", "i-8-9-VM")["uptime"])
+                 > float(first["uptime"]) + 3e9)  # fmt: skip
+        stat = plugin.vm_stat("i-8-9-VM")
+        self.assertEqual(stat["cpus"], 2)
+        # A simulated guest uses a fiftieth of a CPU.
+        self.assertTrue(0.01 < stat["share"] < 0.03, stat)
+        for name in ("rx_bytes", "tx_bytes", "rd_bytes", "wr_bytes", "rd_ops", "wr_ops"):
+            self.assertGreater(stat[name], 0, name)
+        self.assertGreater(stat["rx_bytes"], stat["tx_bytes"], "as the guest sees it, which receives more")
+        paused = self.xen.running("i-8-9-VM").params["uuid"]
+        self.assertIsNone(self.c.call("pause_vm", REPO, paused))
+        plugin.vm_stat("i-8-9-VM")
+        wait_for("a guest that does nothing while time goes on", lambda: (stat := plugin.vm_stat("i-8-9-VM"))["cputime"] == 0
+                 and stat["uptime"] > 0)  # fmt: skip
+        self.assertIsNone(self.c.call("unpause_vm", REPO, paused))
+        self.assertEqual(plugin.vnc_port("i-8-9-VM"), str(self.xen.running("i-8-9-VM").vnc_port()))
+        self.assertEqual(plugin.vnc_port(paused), plugin.vnc_port("i-8-9-VM"), "the id will do")
+        self.c.call("stop_vm", REPO, paused, True)
+        self.assertFault("VM_STATE", self.c.call, "ovs_domU_stats", "i-8-9-VM")
+        self.assertEqual(plugin.vnc_port("i-8-9-VM"), "0")
+        self.assertIsNone(self.c.call("delete_vm", REPO, paused))
+        self.assertFault("VM_NOT_FOUND", self.c.call, "ovs_domU_stats", "i-8-9-VM")
+        self.assertFault("VM_NOT_FOUND", self.c.call, "ovs_domU_stats", "Domain-0")
+        self.assertEqual(plugin.vnc_port("no-such-VM"), "0")
+
+    def test_the_hosts_statistics_are_numbers_that_its_other_answers_agree_with(self):
+        plugin = apache.Plugin(self.c)
+        before = plugin.host_stats("xenbr0")
+        self.assertTrue(0 < before["cpu"] < 100, before)
+        self.assertTrue(0 < before["free"] < before["total"])
+        self.assertEqual(before["total"], float(apache.Linux(self.c).get("TotalPages")) * 4096)
+        self.start("i-9-1-VM")
+        now = plugin.host_stats("xenbr0")
+        self.assertEqual(before["free"] - now["free"], 512 * 2**20)
+        wait_for("traffic", lambda: plugin.host_stats("xenbr0")["rx"] > before["rx"])
+        self.stop("i-9-1-VM")
+        self.assertFault("xenbr0", self.c.call, "ovs_dom0_stats", "no-such-bridge")
+
     def test_ids_go_with_and_without_dashes(self):
         vm = self.start("i-7-8-VM")
         plain = vm.params["uuid"].replace("-", "")

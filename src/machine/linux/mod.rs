@@ -15,6 +15,7 @@
 
 mod clock;
 mod command;
+mod disks;
 mod facts;
 mod file;
 mod filesystem;
@@ -26,7 +27,7 @@ mod scsi;
 mod tests;
 mod xendomains;
 
-use super::{Facts, Filesystem, Machine, MachineError, Ntp, Result, TimeZone};
+use super::{DiskTraffic, Facts, Filesystem, Machine, MachineError, Ntp, Result, TimeZone};
 use crate::model::{Bytes, Timestamp};
 use async_trait::async_trait;
 use command::Programs;
@@ -173,6 +174,10 @@ impl Machine for LinuxMachine {
         let find =
             |root: &Path| Ok(xendomains::enabled(root).map(|link| link.to_string_lossy().into_owned()));
         self.blocking("xendomains", find).await
+    }
+
+    async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic> {
+        self.blocking("disk traffic", move |root| disks::traffic(root, domid)).await
     }
 
     async fn reboot(&self) -> Result<()> {

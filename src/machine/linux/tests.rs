@@ -452,3 +452,24 @@ async fn the_real_machine_can_be_read() {
     let told = machine.filesystems().await.unwrap();
     assert_eq!(told.first().map(|f| f.mount_point.as_str()), Some("/"));
 }
+
+#[tokio::test]
+async fn the_disks_of_a_domain_are_counted_together_and_no_other_domains() {
+    let vbd = |domid: u32, device: u32, what: &str| {
+        format!("sys/bus/xen-backend/devices/vbd-{domid}-{device}/statistics/{what}")
+    };
+    let world = World::empty();
+    for (device, factor) in [(51712, 1), (51728, 10)] {
+        for (what, n) in [("rd_req", 2), ("rd_sect", 16), ("wr_req", 3), ("wr_sect", 24), ("f_req", 9)] {
+            world.put(&vbd(1, device, what), format!("{}\n", n * factor).as_bytes());
+            world.put(&vbd(11, device, what), b"1000000\n");
+        }
+    }
+    world.put("sys/bus/xen-backend/devices/vbd-1-5632/state", b"1\n");
+    world.put("sys/bus/xen-backend/devices/vif-1-0/state", b"4\n");
+    let expected =
+        DiskTraffic { read: Bytes(11 * 16 * 512), written: Bytes(11 * 24 * 512), reads: 22, writes: 33 };
+    assert_eq!(world.machine().disk_traffic(1).await, Ok(expected));
+    assert_eq!(world.machine().disk_traffic(2).await, Ok(DiskTraffic::default()));
+    assert_eq!(World::empty().machine().disk_traffic(1).await, Ok(DiskTraffic::default()));
+}

@@ -1,0 +1,62 @@
+//! What every set of worlds must tell of a domain's traffic: the domain is the toolstack's, its vifs are the
+//! kernel's links, and its disks the machine's devices.
+
+use crate::env::{disk, mac_of, small_guest, vif};
+use dom0d::kernel::{Kernel, LinkTraffic};
+use dom0d::machine::{DiskTraffic, Machine};
+use dom0d::xen::{DomId, Toolstack};
+use std::time::Duration;
+
+pub struct Worlds<'a> {
+    pub toolstack: &'a dyn Toolstack,
+    pub kernel: &'a dyn Kernel,
+    pub machine: &'a dyn Machine,
+}
+
+impl Worlds<'_> {
+    async fn vifs(&self, domid: DomId) -> Vec<LinkTraffic> {
+        let mut links = self.kernel.traffic().await.unwrap();
+        links.retain(|link| link.name.starts_with(&format!("vif{}.", domid.0)));
+        links
+    }
+
+    async fn disks(&self, domid: DomId) -> DiskTraffic {
+        self.machine.disk_traffic(domid.0).await.unwrap()
+    }
+}
+
+fn at_least(now: &DiskTraffic, before: &DiskTraffic) -> bool {
+    now.read >= before.read
+        && now.written >= before.written
+        && now.reads >= before.reads
+        && now.writes >= before.writes
+}
+
+pub async fn traffic_of_a_domain_grows_while_it_runs_and_goes_with_it(worlds: &Worlds<'_>) {
+    let mut config = small_guest();
+    config.disks.push(disk("xvdb"));
+    config.vifs.push(vif(mac_of(config.vm, 1)));
+    let domid = worlds.toolstack.create(&config, false).await.unwrap();
+    assert_eq!(worlds.vifs(domid).await.len(), 2);
+    let first = worlds.disks(domid).await;
+    let (disks, vifs) = loop {
+        let (disks, vifs) = (worlds.disks(domid).await, worlds.vifs(domid).await);
+        assert!(at_least(&disks, &first));
+        if disks.reads > first.reads && vifs.iter().all(|vif| vif.received.0 > 0 && vif.sent.0 > 0) {
+            break (disks, vifs);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(disks.read.0 >= disks.reads * 512);
+    worlds.toolstack.pause(domid).await.unwrap();
+    let still = (worlds.disks(domid).await, worlds.vifs(domid).await);
+    assert!(at_least(&still.0, &disks));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!((worlds.disks(domid).await, worlds.vifs(domid).await), still, "a paused guest does nothing");
+    assert_eq!(still.1.len(), vifs.len());
+    worlds.toolstack.destroy(domid).await.unwrap();
+    assert_eq!((worlds.disks(domid).await, worlds.vifs(domid).await), (DiskTraffic::default(), vec![]));
+    let links = worlds.kernel.links().await.unwrap();
+    let names: Vec<_> = worlds.kernel.traffic().await.unwrap().into_iter().map(|link| link.name).collect();
+    assert_eq!(names, links.into_iter().map(|link| link.name).collect::<Vec<_>>(), "all links, by name");
+}
