@@ -10,6 +10,7 @@
 
 pub mod config;
 pub mod sim;
+pub mod xl;
 
 use crate::model::{KiB, MiB, SafePath, Timestamp, VmId};
 use async_trait::async_trait;
