@@ -44,12 +44,12 @@ impl Commands {
 
     async fn ask(&self, program: &std::path::Path, args: &[&str]) -> Result<Option<Vec<u8>>> {
         let ended = self.runner.program(program, args, Leaves::Nothing, self.limit).await?;
-        match (ended.success, ended.complaint.contains("No such file or directory")) {
-            (true, _) => Ok(Some(ended.output)),
-            // xenstore-read says "couldn't read path", xenstore-list the errno's words.
-            (false, true) => Ok(None),
-            (false, false) if ended.complaint.contains("couldn't read path") => Ok(None),
-            (false, false) => Err(ToolstackError::Unreachable(format!("XenStore: {}", ended.complaint))),
+        // These are their words for a node that is not there.
+        let none = ["couldn't read path", "could not list path", "No such file or directory"];
+        match ended.success {
+            true => Ok(Some(ended.output)),
+            false if none.iter().any(|words| ended.complaint.contains(words)) => Ok(None),
+            false => Err(ToolstackError::Unreachable(format!("XenStore: {}", ended.complaint))),
         }
     }
 }
