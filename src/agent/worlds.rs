@@ -85,7 +85,7 @@ fn no_xen() -> StartError {
 async fn real_xen(state_dir: &Path, limit: Duration) -> Result<Xl, StartError> {
     let options = xl::Options { xl: None, exe: std::env::current_exe()?, folder: state_dir.join(XL), limit };
     let failed = |error| StartError::World(format!("xl cannot be used: {error}"));
-    Xl::open(options, None).await.map_err(failed)
+    Xl::open(options).await.map_err(failed)
 }
 
 /// The world's process: found again if it lives, else started from our own binary.

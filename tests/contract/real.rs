@@ -91,7 +91,7 @@ async fn environment() -> Env {
         limit: Duration::from_secs(120),
     };
     std::fs::create_dir_all(FOLDER).unwrap();
-    let toolstack = Xl::open(options, None).await.expect("xl can be used");
+    let toolstack = Xl::open(options).await.expect("xl can be used");
     Env {
         toolstack: Arc::new(toolstack),
         peer: None,

@@ -83,7 +83,6 @@ impl Xl {
         };
         match built {
             Ok(domid) => {
-                self.tell(domid);
                 Ok(domid)
             }
             Err(error) => Err(self.nothing_left(config, &before, error).await),

@@ -36,7 +36,6 @@ impl Xl {
         let call = if paused { "pause" } else { "unpause" };
         let done = self.xl(&[call, &domid.0.to_string()], Leaves::Nothing).await;
         self.explained(domid, done.map(drop)).await?;
-        self.tell(domid);
         Ok(())
     }
 
@@ -60,7 +59,6 @@ impl Xl {
             Ok(())
         };
         let gone = tokio::time::timeout(TO_GO, gone).await;
-        self.tell(domid);
         gone.unwrap_or_else(|_| {
             tracing::warn!(domid = domid.0, "a destroyed domain is still being taken apart");
             Ok(())
@@ -162,6 +160,6 @@ impl Xl {
         }
         self.living(domid).await?;
         let path = format!("/local/domain/{}/control/dom0d/{key}", domid.0);
-        self.inner.store.write(&path, value.as_bytes()).await
+        Ok(self.inner.store.write(&path, value.as_bytes()).await?)
     }
 }

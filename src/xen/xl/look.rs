@@ -1,19 +1,59 @@
-//! Looks: which domains there are and what they do. One `xl list -v`, dressed with what XenStore tells: memory
+//! Looks: which domains there are and what they do. The hypervisor's list, or one `xl list -v`, dressed with what XenStore tells: memory
 //! and virtual CPUs as they were set (the guest comes after), the VNC port, the start.
 
 use super::read::{self, Info, Line};
-use super::run::{Leaves, failed};
+use super::hypercall::Hypervisor;
+use super::run::{Leaves, Runner, failed};
 use super::{Xl, json};
 use crate::model::{KiB, Timestamp};
 use crate::xen::config::DomainConfig;
 use crate::xen::{DomId, DomainInfo, HypervisorInfo, Result, RunState, ToolstackError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The way to the hypervisor without xl, if it tells the same as xl.
+pub(super) async fn hypervisor(runner: &Runner, limit: Duration) -> Result<Option<Arc<Hypervisor>>> {
+    let opened = tokio::task::spawn_blocking(Hypervisor::open).await;
+    let hypervisor = match opened {
+        Ok(Ok(hypervisor)) => hypervisor,
+        Ok(Err(error)) => {
+            tracing::info!(%error, "domains are looked at by xl: this Xen's own list is not known to us");
+            return Ok(None);
+        }
+        Err(_) => return Ok(None),
+    };
+    let lasting = |lines: &[Line]| {
+        let told = lines.iter().map(|line| (line.domid, line.vm, line.memory.0 / 1024, line.online_vcpus));
+        told.collect::<Vec<_>>()
+    };
+    // Between the two looks a domain may change; hardly twice.
+    for _ in 0..3 {
+        let by_xl = read::domains(&runner.xl(&["list", "-v"], Leaves::Nothing, limit).await?)?;
+        if hypervisor.domains().is_ok_and(|by_call| lasting(&by_call) == lasting(&by_xl)) {
+            return Ok(Some(Arc::new(hypervisor)));
+        }
+    }
+    tracing::warn!("the hypervisor's list of domains does not agree with xl's; xl is asked");
+    Ok(None)
+}
 
 impl Xl {
     pub(super) async fn lines(&self) -> Result<Vec<Line>> {
-        read::domains(&self.xl(&["list", "-v"], Leaves::Nothing).await?)
+        let Some(asked) = self.ask_hypervisor(|hypervisor| hypervisor.domains()).await else {
+            return read::domains(&self.xl(&["list", "-v"], Leaves::Nothing).await?);
+        };
+        let mut lines = asked;
+        for line in &mut lines {
+            line.name = self.name_of(line.domid).await?;
+        }
+        Ok(lines)
     }
 
     pub(super) async fn line(&self, domid: DomId) -> Result<Option<Line>> {
+        if let Some(told) = self.ask_hypervisor(move |hypervisor| hypervisor.domain(domid)).await {
+            let Some(line) = told else { return Ok(None) };
+            return Ok(Some(Line { name: self.name_of(domid).await?, ..line }));
+        }
         let args = ["list", "-v", &domid.0.to_string()];
         let ended = self.inner.runner.ask(&args, Leaves::Nothing, self.inner.limit).await?;
         if !ended.success {
@@ -22,6 +62,26 @@ impl Xl {
             return if none { Ok(None) } else { Err(failed(&args, words)) };
         }
         Ok(read::domains(&ended.output)?.into_iter().find(|line| line.domid == domid))
+    }
+
+    /// `None`: it cannot be asked, and xl must.
+    async fn ask_hypervisor<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Hypervisor) -> std::io::Result<T> + Send + 'static,
+    ) -> Option<T> {
+        let hypervisor = Arc::clone(self.inner.hypervisor.as_ref()?);
+        // Short, but a call into the kernel all the same.
+        match tokio::task::spawn_blocking(move || ask(&hypervisor)).await.ok()? {
+            Ok(told) => Some(told),
+            Err(error) => {
+                tracing::warn!(%error, "the hypervisor does not tell its domains; xl is asked");
+                None
+            }
+        }
+    }
+
+    async fn name_of(&self, domid: DomId) -> Result<String> {
+        Ok(self.node(domid, "name").await?.unwrap_or_default())
     }
 
     /// A domain that is there, ended or not.

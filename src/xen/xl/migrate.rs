@@ -77,7 +77,6 @@ impl Xl {
         } else {
             self.send_still(domid, &mut out, &handover, limit, cancelled).await
         };
-        self.tell(domid);
         self.explained(domid, sent).await
     }
 
@@ -215,7 +214,6 @@ impl Xl {
         };
         match (done, vm) {
             (Ok(domid), _) => {
-                self.tell(domid);
                 Ok(domid)
             }
             (Err(error), Some(vm)) => {

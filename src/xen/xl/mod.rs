@@ -1,7 +1,7 @@
 //! The toolstack's body for real Xen, on the `xl` command line (Xen 4.14 to 4.20).
 //!
 //! Words: a *call* is one run of xl, by argument vector, with a deadline, in a process group of its own (`run`).
-//! A *look* is one `xl list -v`, dressed with what XenStore tells (`read`, `store`). A *half-made* domain is one
+//! A *look* is one `xl list -v`, dressed with what XenStore tells (`look`, `read`). A *half-made* domain is one
 //! that a failed, killed or forgotten `xl create` has left: it never ran.
 //!
 //! How it keeps the contract:
@@ -24,6 +24,7 @@ mod build;
 pub mod config_file;
 mod control;
 mod devices;
+mod hypercall;
 mod json;
 mod look;
 mod memory;
@@ -31,29 +32,26 @@ mod migrate;
 pub mod pipe;
 mod read;
 mod run;
-pub mod store;
 pub mod stream;
 #[cfg(test)]
 mod tests;
 
 use super::config::{Disk, DiskDevice, DomainConfig, Vif};
+use super::xenstore::{Client, DomainWatch, Endpoint, StoreError, StoreRead};
 use super::{
     AfterSave, DomId, DomainInfo, Handover, HypervisorInfo, Inflow, Observation, Outflow, Result, Toolstack,
     ToolstackError, Trigger,
 };
 use crate::model::{Mac, MiB, SafePath, VmId};
 use async_trait::async_trait;
+use hypercall::Hypervisor;
 use run::{Leaves, Runner};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
-use store::Store;
-use tokio::sync::{OnceCell, broadcast, mpsc};
+use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
-
-/// Observations that an observer may be behind before it is told to look at everything.
-const OBSERVATIONS: usize = 1024;
 
 /// What the body needs to know of its host.
 #[derive(Debug, Clone)]
@@ -76,8 +74,10 @@ pub struct Xl {
 
 struct Inner {
     runner: Runner,
-    store: Arc<dyn Store>,
-    observations: broadcast::Sender<Observation>,
+    store: Arc<dyn StoreRead>,
+    watch: DomainWatch,
+    /// `None`: xl is asked.
+    hypervisor: Option<Arc<Hypervisor>>,
     exe: PathBuf,
     folder: PathBuf,
     limit: Duration,
@@ -87,21 +87,25 @@ struct Inner {
 
 impl Xl {
     /// Opens the body and clears up what a former one of this folder has left: an `xl create` or `xl restore` that
-    /// still runs is killed, and a domain that it built and that never ran is destroyed. `store`: our own client
-    /// of XenStore, or `None` for its commands.
-    pub async fn open(options: Options, store: Option<Arc<dyn Store>>) -> Result<Self> {
+    /// still runs is killed, and a domain that it built and that never ran is destroyed.
+    pub async fn open(options: Options) -> Result<Self> {
+        let client = Client::start(Endpoint::of_dom0(), options.limit);
+        Self::on_store(options, Arc::new(client.clone()), DomainWatch::start(client)).await
+    }
+
+    /// The same, with a XenStore of the caller's.
+    async fn on_store(options: Options, store: Arc<dyn StoreRead>, watch: DomainWatch) -> Result<Self> {
         let xl = options.xl.or_else(installed).ok_or_else(|| {
             ToolstackError::Unreachable("xl is not installed (Debian: xen-utils, Fedora: xen-runtime)".into())
         })?;
-        let runner = Runner::new(xl);
-        let store =
-            store.unwrap_or_else(|| Arc::new(store::Commands::new(runner.clone(), options.limit)) as _);
         build::make_folder(&options.folder)?;
+        let runner = Runner::new(xl);
         let body = Self {
             inner: Arc::new(Inner {
+                hypervisor: look::hypervisor(&runner, options.limit).await?,
                 runner,
                 store,
-                observations: broadcast::channel(OBSERVATIONS).0,
+                watch,
                 exe: options.exe,
                 folder: options.folder,
                 limit: options.limit,
@@ -111,16 +115,6 @@ impl Xl {
         };
         body.clear_up().await?;
         Ok(body)
-    }
-
-    /// Where whoever watches XenStore tells what it saw.
-    pub fn observations(&self) -> broadcast::Sender<Observation> {
-        self.inner.observations.clone()
-    }
-
-    fn tell(&self, domid: DomId) {
-        // Nobody may be listening.
-        let _ = self.inner.observations.send(Observation::Domain(domid));
     }
 
     async fn xl(&self, args: &[&str], leaves: Leaves) -> Result<Vec<u8>> {
@@ -309,22 +303,17 @@ impl Toolstack for Xl {
             .await
     }
 
-    /// Each observer is served by a task of its own; one that is too slow is told to look at everything.
     fn observe(&self) -> mpsc::Receiver<Observation> {
-        let (to_observer, observer) = mpsc::channel(OBSERVATIONS);
-        let mut all = self.inner.observations.subscribe();
-        tokio::spawn(async move {
-            loop {
-                let seen = match all.recv().await {
-                    Ok(seen) => seen,
-                    Err(broadcast::error::RecvError::Lagged(_)) => Observation::Everything,
-                    Err(broadcast::error::RecvError::Closed) => return,
-                };
-                if to_observer.send(seen).await.is_err() {
-                    return;
-                }
-            }
-        });
-        observer
+        self.inner.watch.observe()
+    }
+}
+
+impl From<StoreError> for ToolstackError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Timeout => Self::Timeout,
+            StoreError::Unreachable(_) | StoreError::Lost => Self::Unreachable(error.to_string()),
+            other => Self::Failed(other.to_string()),
+        }
     }
 }
