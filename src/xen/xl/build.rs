@@ -82,9 +82,7 @@ impl Xl {
             Err(error) => Err(error),
         };
         match built {
-            Ok(domid) => {
-                Ok(domid)
-            }
+            Ok(domid) => Ok(domid),
             Err(error) => Err(self.nothing_left(config, &before, error).await),
         }
     }

@@ -9,9 +9,7 @@
 //!
 //! A domain that ends is always kept (`preserve`), whatever the VM's own rules say: our runner acts on its end.
 
-use super::super::config::{
-    Boot, Disk, DiskMode, DomainConfig, GuestType, TscMode, Vif, VifModel, Vnc,
-};
+use super::super::config::{Boot, Disk, DiskMode, DomainConfig, GuestType, TscMode, Vif, VifModel, Vnc};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 

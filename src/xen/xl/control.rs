@@ -108,7 +108,8 @@ impl Xl {
                 "credit" => Ok(Scheduler::Credit),
                 "credit2" => Ok(Scheduler::Credit2),
                 other => {
-                    let text = format!("the scheduler {other} knows no weight and cap; credit and credit2 do");
+                    let text =
+                        format!("the scheduler {other} knows no weight and cap; credit and credit2 do");
                     Err(ToolstackError::Failed(text))
                 }
             }
@@ -126,12 +127,7 @@ impl Xl {
         self.explained(domid, sent.map(drop)).await
     }
 
-    pub(super) async fn send_trigger(
-        &self,
-        domid: DomId,
-        trigger: Trigger,
-        vcpu: Option<u32>,
-    ) -> Result<()> {
+    pub(super) async fn send_trigger(&self, domid: DomId, trigger: Trigger, vcpu: Option<u32>) -> Result<()> {
         self.living(domid).await?;
         let name = match trigger {
             Trigger::Nmi => "nmi",

@@ -1,8 +1,8 @@
 //! Looks: which domains there are and what they do. The hypervisor's list, or one `xl list -v`, dressed with what XenStore tells: memory
 //! and virtual CPUs as they were set (the guest comes after), the VNC port, the start.
 
-use super::read::{self, Info, Line};
 use super::hypercall::Hypervisor;
+use super::read::{self, Info, Line};
 use super::run::{Leaves, Runner, failed};
 use super::{Xl, json};
 use crate::model::{KiB, Timestamp};
@@ -198,7 +198,8 @@ impl Xl {
     async fn start_of(&self, domid: DomId) -> Result<Timestamp> {
         let Some(vm) = self.node(domid, "vm").await? else { return Ok(Timestamp::default()) };
         // A path of XenStore, not one a guest may have bent.
-        let plain = vm.starts_with("/vm/") && vm.bytes().all(|c| c.is_ascii_alphanumeric() || b"/-_".contains(&c));
+        let plain =
+            vm.starts_with("/vm/") && vm.bytes().all(|c| c.is_ascii_alphanumeric() || b"/-_".contains(&c));
         if !plain {
             return Ok(Timestamp::default());
         }

@@ -196,11 +196,7 @@ async fn rename_part(part: &Path, file: &SafePath) -> Result<()> {
 
 /// Copies a saved domain from xl's pipe to its file, following it; an end too early is an error. After `stop` no
 /// further piece is taken.
-fn write_in_thread(
-    source: OwnedFd,
-    target: File,
-    stop: CancellationToken,
-) -> oneshot::Receiver<Result<()>> {
+fn write_in_thread(source: OwnedFd, target: File, stop: CancellationToken) -> oneshot::Receiver<Result<()>> {
     let (tell, told) = oneshot::channel();
     std::thread::spawn(move || tell.send(copy(File::from(source), target, &stop)));
     told

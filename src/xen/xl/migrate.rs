@@ -68,7 +68,9 @@ impl Xl {
     ) -> Result<()> {
         let line = self.living(domid).await?;
         if line.state == RunState::Paused {
-            return Err(ToolstackError::BadState("the domain is paused, so its guest cannot get ready".into()));
+            return Err(ToolstackError::BadState(
+                "the domain is paused, so its guest cannot get ready".into(),
+            ));
         }
         let memory = MiB(line.memory.0.div_ceil(1024));
         let limit = moving_deadline(self.inner.limit, MiB(memory.0.saturating_mul(ROUNDS)));
@@ -117,7 +119,12 @@ impl Xl {
             }
             Ok(socket) => {
                 drop(socket);
-                self.resumed_by(&mut xl, &args, ToolstackError::Failed("the domain was not handed over".into())).await
+                self.resumed_by(
+                    &mut xl,
+                    &args,
+                    ToolstackError::Failed("the domain was not handed over".into()),
+                )
+                .await
             }
             // The socket went with the talk.
             Err(error) => self.resumed_by(&mut xl, &args, error).await,
@@ -213,9 +220,7 @@ impl Xl {
             }
         };
         match (done, vm) {
-            (Ok(domid), _) => {
-                Ok(domid)
-            }
+            (Ok(domid), _) => Ok(domid),
             (Err(error), Some(vm)) => {
                 if let Err(left) = self.destroy_new(vm, &before).await {
                     tracing::warn!(%vm, %error, %left, "what was received of a domain cannot be destroyed");
@@ -236,14 +241,14 @@ impl Xl {
     ) -> Result<()> {
         let limit = self.inner.limit;
         let no_pipe = || ToolstackError::Failed("xl has no pipe".to_owned());
-        let (mut to_xl, mut from_xl) =
-            (xl.stdin().ok_or_else(no_pipe)?, xl.stdout().ok_or_else(no_pipe)?);
+        let (mut to_xl, mut from_xl) = (xl.stdin().ok_or_else(no_pipe)?, xl.stdout().ok_or_else(no_pipe)?);
         hear(&mut from_xl, BANNER, limit).await?;
         let mut stream = Stream::default();
         let mut piece = vec![0; PIECE_BYTES];
         while !stream.is_whole() {
             // How long the other side may be silent is for its link to know, not for us.
-            let read = input.read(&mut piece).await.map_err(|error| broken("the migration's stream", &error))?;
+            let read =
+                input.read(&mut piece).await.map_err(|error| broken("the migration's stream", &error))?;
             if read == 0 {
                 return Err(ToolstackError::Failed("the migration's stream ended too early".to_owned()));
             }
@@ -276,7 +281,8 @@ impl Xl {
         let vm = told["c_info"]["uuid"].as_str().and_then(|uuid| VmId::parse(uuid).ok()).ok_or_else(bad)?;
         let name = told["c_info"]["name"].as_str().ok_or_else(bad)?;
         let incoming = format!("{name}--incoming");
-        let taken = |line: &super::read::Line| line.vm == Some(vm) || line.name == name || line.name == incoming;
+        let taken =
+            |line: &super::read::Line| line.vm == Some(vm) || line.name == name || line.name == incoming;
         // Our own xl has made nothing yet: it has not seen this.
         if self.lines().await?.iter().any(taken) {
             return Err(ToolstackError::Exists);

@@ -199,7 +199,8 @@ impl Toolstack for Xl {
 
     async fn create(&self, config: &DomainConfig, paused: bool) -> Result<DomId> {
         let config = config.clone();
-        self.change(move |xl, cancelled| async move { xl.build(&config, None, paused, &cancelled).await }).await
+        self.change(move |xl, cancelled| async move { xl.build(&config, None, paused, &cancelled).await })
+            .await
     }
 
     async fn destroy(&self, domid: DomId) -> Result<()> {
@@ -224,14 +225,15 @@ impl Toolstack for Xl {
 
     async fn save(&self, domid: DomId, file: &SafePath, after: AfterSave) -> Result<()> {
         let file = file.clone();
-        self.change(move |xl, cancelled| async move { xl.save_to(domid, &file, after, &cancelled).await }).await
+        self.change(move |xl, cancelled| async move { xl.save_to(domid, &file, after, &cancelled).await })
+            .await
     }
 
     async fn restore(&self, config: &DomainConfig, file: &SafePath, paused: bool) -> Result<DomId> {
         let (config, file) = (config.clone(), file.clone());
-        self.change(move |xl, cancelled| async move {
-            xl.build(&config, Some(&file), paused, &cancelled).await
-        })
+        self.change(
+            move |xl, cancelled| async move { xl.build(&config, Some(&file), paused, &cancelled).await },
+        )
         .await
     }
 

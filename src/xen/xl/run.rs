@@ -129,8 +129,8 @@ impl Runner {
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn();
-        let child = child
-            .map_err(|error| ToolstackError::Unreachable(format!("{}: {error}", program.display())))?;
+        let child =
+            child.map_err(|error| ToolstackError::Unreachable(format!("{}: {error}", program.display())))?;
         Ok(Running::new(child))
     }
 }
@@ -206,10 +206,7 @@ impl Running {
 }
 
 /// Reads what a program writes while waiting for its end. A stream that outlives it is not waited for.
-async fn read_until_ended(
-    stream: Option<ChildStdout>,
-    running: &mut Running,
-) -> Result<(Vec<u8>, bool)> {
+async fn read_until_ended(stream: Option<ChildStdout>, running: &mut Running) -> Result<(Vec<u8>, bool)> {
     let broken = |error: std::io::Error| ToolstackError::Failed(format!("xl cannot be waited for: {error}"));
     let mut output = Vec::new();
     let mut early = false;

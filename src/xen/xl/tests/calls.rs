@@ -115,7 +115,8 @@ async fn output_without_end_is_refused_and_takes_no_memory() {
 
 #[tokio::test]
 async fn of_a_flood_of_complaints_the_last_words_are_kept() {
-    let fake = Fake::new(&[LIST, ("info", "yes libxl: error | head -c 300000 >&2; echo the end >&2; exit 3")]);
+    let fake =
+        Fake::new(&[LIST, ("info", "yes libxl: error | head -c 300000 >&2; echo the end >&2; exit 3")]);
     let xl = fake.open(LONG).await;
     let error = xl.info().await;
     assert!(failed(&error).len() <= 5000 && failed(&error).ends_with("the end"), "{error:?}");
@@ -169,7 +170,8 @@ async fn what_a_failed_create_has_left_is_destroyed_and_why_it_failed_is_told() 
 #[tokio::test]
 async fn a_create_that_hangs_is_killed_and_nothing_is_left_of_it() {
     let create = format!("printf '%s' '{}' >> listing; exec sleep 1000", line("--p---", "-"));
-    let fake = Fake::new(&[LIST, ("create", &create), ("destroy", "head -n 2 listing > less; mv less listing")]);
+    let fake =
+        Fake::new(&[LIST, ("create", &create), ("destroy", "head -n 2 listing > less; mv less listing")]);
     let xl = fake.open(LONG).await;
     let listing = fake.path("listing");
     {
@@ -241,5 +243,8 @@ async fn a_value_for_a_guest_lands_below_its_own_folder_and_nowhere_else() {
     }
     xl.send_to_guest(SIX, "key", "value").await.unwrap();
     let all = fake.store.0.lock().unwrap().clone();
-    assert_eq!(all.into_iter().collect::<Vec<_>>(), [("/local/domain/6/control/dom0d/key".to_owned(), b"value".to_vec())]);
+    assert_eq!(
+        all.into_iter().collect::<Vec<_>>(),
+        [("/local/domain/6/control/dom0d/key".to_owned(), b"value".to_vec())]
+    );
 }

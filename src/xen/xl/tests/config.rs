@@ -96,12 +96,47 @@ fn kernel(cmdline: &str) -> Boot {
 }
 
 const KEYS: [&str; 29] = [
-    "name", "uuid", "type", "memory", "maxmem", "vcpus", "maxvcpus", "cpu_weight", "cap", "cpus", "on_poweroff",
-    "on_reboot", "on_crash", "on_watchdog", "on_soft_reset", "bootloader", "bootloader_args", "cmdline", "kernel",
-    "ramdisk", "boot", "disk", "vif", "vfb", "tsc_mode", "localtime", "acpi", "apic", "pae",
+    "name",
+    "uuid",
+    "type",
+    "memory",
+    "maxmem",
+    "vcpus",
+    "maxvcpus",
+    "cpu_weight",
+    "cap",
+    "cpus",
+    "on_poweroff",
+    "on_reboot",
+    "on_crash",
+    "on_watchdog",
+    "on_soft_reset",
+    "bootloader",
+    "bootloader_args",
+    "cmdline",
+    "kernel",
+    "ramdisk",
+    "boot",
+    "disk",
+    "vif",
+    "vfb",
+    "tsc_mode",
+    "localtime",
+    "acpi",
+    "apic",
+    "pae",
 ];
 const HVM_KEYS: [&str; 10] = [
-    "usb", "usbdevice", "serial", "vnc", "vnclisten", "vncunused", "vncdisplay", "vncpasswd", "keymap", "nothing",
+    "usb",
+    "usbdevice",
+    "serial",
+    "vnc",
+    "vnclisten",
+    "vncunused",
+    "vncdisplay",
+    "vncpasswd",
+    "keymap",
+    "nothing",
 ];
 
 #[test]
@@ -188,23 +223,30 @@ fn what_xl_tells_of_a_domain_is_made_a_configuration_again() {
     assert_eq!(disks, expected);
     let vnc = told.vnc.unwrap();
     assert_eq!((vnc.listen.to_string().as_str(), vnc.display), ("0.0.0.0", Some(7)));
-    assert_eq!(json::domain(TOLD.as_bytes(), crate::xen::DomId(7)).map(drop), Err(crate::xen::ToolstackError::NoSuchDomain));
+    assert_eq!(
+        json::domain(TOLD.as_bytes(), crate::xen::DomId(7)).map(drop),
+        Err(crate::xen::ToolstackError::NoSuchDomain)
+    );
 }
 
 fn any_disk() -> impl Strategy<Value = Disk> {
-    ("xvd[a-z]", "/[a-z=:@.+~-]{1,30}x", any::<bool>(), 0..3_u8).prop_filter_map("a path", |(device, path, cdrom, mode)| {
-        Some(Disk {
-            backing: DiskBacking::File,
-            path: Some(SafePath::parse(&path).ok()?),
-            device: DiskDevice::parse(&device).ok()?,
-            cdrom,
-            mode: [DiskMode::ReadOnly, DiskMode::ReadWrite, DiskMode::SharedReadWrite][usize::from(mode)],
-        })
-    })
+    ("xvd[a-z]", "/[a-z=:@.+~-]{1,30}x", any::<bool>(), 0..3_u8).prop_filter_map(
+        "a path",
+        |(device, path, cdrom, mode)| {
+            Some(Disk {
+                backing: DiskBacking::File,
+                path: Some(SafePath::parse(&path).ok()?),
+                device: DiskDevice::parse(&device).ok()?,
+                cdrom,
+                mode: [DiskMode::ReadOnly, DiskMode::ReadWrite, DiskMode::SharedReadWrite][usize::from(mode)],
+            })
+        },
+    )
 }
 
 fn any_vnc() -> impl Strategy<Value = Vnc> {
-    let listen = prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
+    let listen =
+        prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
     (listen, proptest::option::of(0..100_u16), proptest::option::of("[A-Za-z0-9_.+:@-]{1,20}")).prop_map(
         |(listen, display, password)| Vnc {
             listen,

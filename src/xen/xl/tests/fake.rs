@@ -9,8 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub const HEAD: &str =
-    "Name ID Mem VCPUs\tState\tTime(s) UUID Reason-Code\tSecurity Label\nDomain-0 0 1024 2 r----- 60.5 \
+pub const HEAD: &str = "Name ID Mem VCPUs\tState\tTime(s) UUID Reason-Code\tSecurity Label\nDomain-0 0 1024 2 r----- 60.5 \
      00000000-0000-0000-0000-000000000000 - -\n";
 pub const VM: &str = "98cd556e-8b89-4870-8957-8c0d9a96dbb4";
 
