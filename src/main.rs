@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use dom0d::agent::{self, Start};
 use dom0d::config::{self, LogFormat, Overrides, Settings, ToolstackChoice, WorldChoice};
 use dom0d::store::{FaultPoint, FaultWhen};
-use dom0d::{logging, machine, model::MiB, sim};
+use dom0d::{logging, machine, model::MiB, sim, xen};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,12 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 65_536)]
         memory_mib: u64,
     },
+    /// Joins the streams of an `xl migrate` with a socket of the daemon; xl starts it
+    #[command(hide = true)]
+    MigrationPipe {
+        #[arg(value_name = "SOCKET")]
+        socket: PathBuf,
+    },
 }
 
 fn toolstack(text: &str) -> Result<ToolstackChoice, String> {
@@ -125,11 +131,17 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    if let Some(Command::SimulatedWorld { socket, memory_mib }) = cli.command {
-        // It has a log of its own, of a few lines, on its stderr.
-        logging::init(config::LogLevel::Info, LogFormat::Text).map_err(start_failure)?;
-        let options = sim::Options { memory: MiB(memory_mib), ..sim::Options::default() };
-        return sim::process::run(&socket, options).map_err(start_failure);
+    match cli.command {
+        Some(Command::SimulatedWorld { socket, memory_mib }) => {
+            // It has a log of its own, of a few lines, on its stderr.
+            logging::init(config::LogLevel::Info, LogFormat::Text).map_err(start_failure)?;
+            let options = sim::Options { memory: MiB(memory_mib), ..sim::Options::default() };
+            return sim::process::run(&socket, options).map_err(start_failure);
+        }
+        Some(Command::MigrationPipe { socket }) => {
+            return xen::xl::pipe::run(&socket).map_err(start_failure);
+        }
+        None => {}
     }
     let daemon = cli.daemon;
     let config_file = config_file(&daemon);

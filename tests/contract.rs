@@ -1,11 +1,13 @@
 //! The contract of the toolstack, held against every body that this machine can run: the simulated world in
-//! this process (in virtual time) and behind its socket (in real time). A body for real Xen is added here as
-//! one more environment.
+//! this process (in virtual time) and behind its socket (in real time). The body for real Xen is held to the same
+//! rules in the lab, in a real dom0: `real`.
 
 #![allow(clippy::unwrap_used, reason = "a test: a failure shall stop it")]
 
 #[path = "contract/env.rs"]
 mod env;
+#[path = "contract/real.rs"]
+mod real;
 #[path = "contract/toolstack.rs"]
 mod toolstack;
 #[path = "contract/traffic.rs"]
@@ -16,7 +18,7 @@ use dom0d::machine::sim::SimMachine;
 use dom0d::model::{MiB, SafePath, VmId};
 use dom0d::sim::{Behaviour, Handle, Options, Reason, process};
 use dom0d::xen::sim::SimToolstack;
-use env::{Env, Guests, small_guest};
+use env::{Env, Guests, small_guest, unseen_disk};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +48,8 @@ fn environment(here: Handle, there: Handle, dir: tempfile::TempDir) -> Env {
         guests: Some(Box::new(SimGuests(here))),
         folder: SafePath::parse(dir.path().to_str().unwrap()).unwrap(),
         config: small_guest,
+        disk: unseen_disk,
+        slack: MiB(0),
         patience: Duration::from_secs(10),
         kept: Box::new(dir),
     }

@@ -1,4 +1,4 @@
-//! The hypervisor's toolstack as one trait, with a body for real Xen (`xl`, a later floor of this room) and a
+//! The hypervisor's toolstack as one trait, with a body for real Xen (`xl`, which sees domains come and go by `xenstore`) and a
 //! simulated one (`sim`). Both pass the same contract suite (`tests/contract`).
 //!
 //! Words: a *domain* is the running instance of a VM; a *domid* names it until it ends and is never a VM's
@@ -11,6 +11,7 @@
 pub mod config;
 pub mod sim;
 pub mod xenstore;
+pub mod xl;
 
 use crate::model::{KiB, MiB, SafePath, Timestamp, VmId};
 use async_trait::async_trait;

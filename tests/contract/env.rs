@@ -19,8 +19,12 @@ pub struct Env {
     pub folder: SafePath,
     /// A new VM with a small guest that heeds a shutdown.
     pub config: fn() -> DomainConfig,
+    /// A disk of this name for this VM, that can be plugged.
+    pub disk: fn(VmId, &str) -> Disk,
     /// How long a guest may take to do what it was asked.
     pub patience: Duration,
+    /// By how much the free memory of a host may differ from what it was before, once all is freed.
+    pub slack: MiB,
     /// Whatever must live as long.
     #[allow(dead_code, reason = "only its drop matters")]
     pub kept: Box<dyn std::any::Any + Send + Sync>,
@@ -37,6 +41,11 @@ pub trait Guests: Send + Sync {
 /// A small guest that boots from a disk nobody looks at, each time a new VM.
 pub fn small_guest() -> DomainConfig {
     let vm = VmId::random();
+    guest(vm, unseen_disk(vm, "xvda"))
+}
+
+/// A small PV guest of this VM, with this disk.
+pub fn guest(vm: VmId, disk: Disk) -> DomainConfig {
     let mac = mac_of(vm, 0);
     DomainConfig {
         vm,
@@ -50,7 +59,7 @@ pub fn small_guest() -> DomainConfig {
         cpu_weight: 256,
         cpu_cap: 0,
         cpus: vec![],
-        disks: vec![disk("xvda")],
+        disks: vec![disk],
         vifs: vec![vif(mac)],
         vnc: None,
         on_poweroff: OnEnd::Destroy,
@@ -71,7 +80,8 @@ pub fn mac_of(vm: VmId, n: u8) -> Mac {
     Mac::from_bytes([0x02, n, 0x9a, a, b, c])
 }
 
-pub fn disk(device: &str) -> Disk {
+/// A disk that only a simulated world takes for one.
+pub fn unseen_disk(_vm: VmId, device: &str) -> Disk {
     Disk {
         backing: DiskBacking::File,
         path: Some(SafePath::parse(&format!("/OVS/Repositories/r/VirtualDisks/{device}.img")).unwrap()),
@@ -106,6 +116,19 @@ impl Env {
 
     pub async fn free(&self) -> MiB {
         self.toolstack.info().await.unwrap().free_memory
+    }
+
+    /// Waits until so much memory is free: it is freed, and a guest balloons, in its own time.
+    pub async fn free_becomes(&self, expected: MiB) {
+        let mut free = self.free().await;
+        let wait = async {
+            while free.0.abs_diff(expected.0) > self.slack.0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                free = self.free().await;
+            }
+        };
+        let waited = tokio::time::timeout(self.patience, wait).await;
+        assert!(waited.is_ok(), "{free} free, not {expected}");
     }
 
     /// Waits until the domain has ended, and says why it did.

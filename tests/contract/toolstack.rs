@@ -4,7 +4,7 @@
 //!
 //! The rules come in no order and each with an environment of its own, or one after the other with the same.
 
-use crate::env::{Env, disk, mac_of, vif};
+use crate::env::{Env, mac_of, vif};
 use dom0d::model::{MiB, SafePath, VmId, VmName};
 use dom0d::xen::config::{DomainConfig, Vnc};
 use dom0d::xen::{
@@ -123,7 +123,7 @@ pub async fn a_domain_without_room_in_memory_is_refused_and_leaves_nothing_behin
     let refused = env.toolstack.create(&too_much, false).await;
     assert!(matches!(refused, Err(ToolstackError::OutOfMemory { .. })), "{refused:?}");
     assert_eq!(env.toolstack.find(config.vm).await, Ok(None));
-    assert_eq!(env.free().await, free);
+    env.free_becomes(free).await;
     env.toolstack.create(&config, false).await.expect("what fits is built");
 }
 
@@ -206,7 +206,7 @@ pub async fn destroying_frees_memory_and_name(env: &Env) {
     let (config, domid) = env.started().await;
     assert!(env.free().await.0 + config.memory.0 <= free.0, "a domain takes its memory");
     env.toolstack.destroy(domid).await.unwrap();
-    assert_eq!(env.free().await, free);
+    env.free_becomes(free).await;
     env.toolstack.create(&config, false).await.unwrap();
 }
 
@@ -220,6 +220,7 @@ pub async fn an_unknown_domid_is_no_such_domain_for_every_call(env: &Env) {
     assert_eq!(t.get(gone).await, Ok(None));
     let file = env.file("unknown");
     let mac = mac_of(VmId::random(), 9);
+    let disk = (env.disk)(VmId::random(), "xvdb");
     let (ours, _theirs) = tokio::io::duplex(1024);
     let results = [
         t.destroy(gone).await,
@@ -230,8 +231,8 @@ pub async fn an_unknown_domid_is_no_such_domain_for_every_call(env: &Env) {
         t.save(gone, &file, AfterSave::Destroy).await,
         t.migrate_out(gone, true, Box::new(ours), Decision::new(true)).await,
         t.config(gone).await.map(|_| ()),
-        t.attach_disk(gone, &disk("xvdb")).await,
-        t.detach_disk(gone, &disk("xvda").device).await,
+        t.attach_disk(gone, &disk).await,
+        t.detach_disk(gone, &disk.device).await,
         t.attach_vif(gone, &vif(mac)).await,
         t.detach_vif(gone, mac).await,
         t.set_vcpus(gone, 1).await,
@@ -254,7 +255,7 @@ pub async fn a_saved_domain_is_gone_and_comes_back_as_the_same_vm(env: &Env) {
     let file = env.file("saved");
     env.toolstack.save(domid, &file, AfterSave::Destroy).await.unwrap();
     assert_eq!(env.toolstack.find(config.vm).await, Ok(None));
-    assert_eq!(env.free().await, free, "a saved domain holds no memory");
+    env.free_becomes(free).await;
     assert!(exists(&file));
     let again = env.toolstack.restore(&config, &file, false).await.unwrap();
     assert_ne!(again, domid);
@@ -300,12 +301,12 @@ pub async fn a_restore_of_no_saved_domain_leaves_nothing_behind(env: &Env) {
     std::fs::write(torn.as_str(), b"this is no saved domain").unwrap();
     assert!(env.toolstack.restore(&config, &torn, false).await.is_err());
     assert_eq!(env.toolstack.find(config.vm).await, Ok(None));
-    assert_eq!(env.free().await, free);
+    env.free_becomes(free).await;
 }
 
 pub async fn a_disk_is_plugged_once_and_told_by_the_config(env: &Env) {
     let (config, domid) = env.started().await;
-    let new = disk("xvdb");
+    let new = (env.disk)(config.vm, "xvdb");
     env.toolstack.attach_disk(domid, &new).await.unwrap();
     assert!(env.toolstack.config(domid).await.unwrap().disks.contains(&new));
     let twice = env.toolstack.attach_disk(domid, &new).await;
@@ -345,10 +346,10 @@ pub async fn memory_goes_up_to_the_maximum_and_no_further(env: &Env) {
     let free = env.free().await;
     env.toolstack.set_memory(domid, config.max_memory).await.unwrap();
     assert_eq!(MiB::from(env.info(domid).await.memory), config.max_memory);
-    assert_eq!(free.0 - env.free().await.0, config.max_memory.0 - config.memory.0);
+    env.free_becomes(MiB(free.0 + config.memory.0 - config.max_memory.0)).await;
     assert!(env.toolstack.set_memory(domid, MiB(config.max_memory.0 + 1)).await.is_err());
     env.toolstack.set_memory(domid, config.memory).await.unwrap();
-    assert_eq!(env.free().await, free);
+    env.free_becomes(free).await;
 }
 
 pub async fn scheduling_is_told_by_the_config(env: &Env) {
@@ -371,7 +372,7 @@ pub async fn the_config_is_what_the_domain_was_built_from(env: &Env) {
 }
 
 pub async fn signals_to_the_guest_are_taken_while_it_lives_and_refused_when_it_has_ended(env: &Env) {
-    let (_, domid) = env.started().await;
+    let (config, domid) = env.started().await;
     let t = &env.toolstack;
     t.sysrq(domid, 's').await.unwrap();
     t.trigger(domid, Trigger::Nmi, Some(0)).await.unwrap();
@@ -385,7 +386,7 @@ pub async fn signals_to_the_guest_are_taken_while_it_lives_and_refused_when_it_h
         t.shutdown(domid).await,
         t.reboot(domid).await,
         t.save(domid, &env.file("ended"), AfterSave::Destroy).await,
-        t.attach_disk(domid, &disk("xvdc")).await,
+        t.attach_disk(domid, &(env.disk)(config.vm, "xvdc")).await,
         t.set_memory(domid, MiB(64)).await,
     ];
     for (number, result) in results.into_iter().enumerate() {
@@ -453,14 +454,14 @@ pub async fn a_domain_is_observed_when_it_appears_ends_and_goes(env: &Env) {
 }
 
 /// Decides on handovers as it was told, and notes in which state the domain was.
-struct Decision(bool, std::sync::atomic::AtomicU32);
+pub struct Decision(bool, std::sync::atomic::AtomicU32);
 
 impl Decision {
-    fn new(handed_over: bool) -> Arc<Self> {
+    pub fn new(handed_over: bool) -> Arc<Self> {
         Arc::new(Self(handed_over, 0.into()))
     }
 
-    fn asked(&self) -> u32 {
+    pub fn asked(&self) -> u32 {
         self.1.load(std::sync::atomic::Ordering::SeqCst)
     }
 }
@@ -487,7 +488,7 @@ pub async fn a_migrated_domain_is_gone_here_and_stands_paused_there(env: &Env) {
     let Some(peer) = &env.peer else { return };
     let free = env.free().await;
     let (config, domid) = env.started().await;
-    env.toolstack.attach_disk(domid, &disk("xvdb")).await.unwrap();
+    env.toolstack.attach_disk(domid, &(env.disk)(config.vm, "xvdb")).await.unwrap();
     let decision = Decision::new(true);
     let (sent, received) = migrate(&env.toolstack, peer, domid, decision.clone()).await;
     sent.unwrap();
@@ -497,7 +498,7 @@ pub async fn a_migrated_domain_is_gone_here_and_stands_paused_there(env: &Env) {
     assert_eq!(there.state, RunState::Paused);
     assert_eq!(peer.config(there.domid).await.unwrap().disks.len(), 2, "plugged devices go along");
     assert_eq!(env.toolstack.find(config.vm).await, Ok(None));
-    assert_eq!(env.free().await, free);
+    env.free_becomes(free).await;
     peer.unpause(there.domid).await.unwrap();
     assert!(is_alive(&peer.get(there.domid).await.unwrap().unwrap()));
     peer.destroy(there.domid).await.unwrap();

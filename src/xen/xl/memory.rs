@@ -1,0 +1,226 @@
+//! A domain's memory on disk: save and core dump.
+//!
+//! A save is `xl save -p` into a pipe, and a thread of ours writes the file: so we see the stream's end, the
+//! disk's errors are ours to judge, and if we die or give up, xl meets a broken pipe and lets the domain go on by
+//! itself. Whole, the domain stands paused; then the file gets its name, and only then the domain goes or goes on.
+
+use super::Xl;
+use super::run::{Leaves, Running, failed};
+use super::stream::Stream;
+use crate::model::{MiB, SafePath};
+use crate::xen::{AfterSave, DomId, Result, RunState, ToolstackError, moving_deadline};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// Where `xl save` finds the pipe that is its stdout.
+pub(super) const TO_STDOUT: &str = "/proc/self/fd/1";
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// Beside the file: same folder, so that it can be renamed.
+fn part_of(file: &SafePath) -> PathBuf {
+    PathBuf::from(format!("{file}.part"))
+}
+
+fn io_failed(what: &str, error: &std::io::Error) -> ToolstackError {
+    ToolstackError::Failed(format!("{what}: {error}"))
+}
+
+impl Xl {
+    fn moving(&self, memory: crate::model::KiB) -> Duration {
+        moving_deadline(self.inner.limit, MiB(memory.0.div_ceil(1024)))
+    }
+
+    pub(super) async fn save_to(
+        &self,
+        domid: DomId,
+        file: &SafePath,
+        after: AfterSave,
+        cancelled: &CancellationToken,
+    ) -> Result<()> {
+        let line = self.living(domid).await?;
+        let was_paused = line.state == RunState::Paused;
+        let part = part_of(file);
+        let target = open_part(&part).await?;
+        if was_paused {
+            // A paused guest cannot get ready to be saved.
+            self.set_paused(domid, false).await?;
+        }
+        let saved = self.save_part(domid, target, self.moving(line.memory), cancelled).await;
+        let named = match saved {
+            Ok(()) => rename_part(&part, file).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = named {
+            let _ = remove(&part).await;
+            // Nothing to do for a domain that xl has let go on; one that was paused is paused again.
+            if let Err(undo) = self.set_paused(domid, was_paused).await {
+                tracing::warn!(domid = domid.0, %undo, "a domain that could not be saved is not as it was");
+            }
+            return self.explained(domid, Err(error)).await;
+        }
+        match after {
+            AfterSave::Destroy => self.end(domid).await,
+            AfterSave::Continue => self.set_paused(domid, was_paused).await,
+        }
+    }
+
+    /// After success the domain stands paused, and the part is whole and on disk.
+    async fn save_part(
+        &self,
+        domid: DomId,
+        target: File,
+        limit: Duration,
+        cancelled: &CancellationToken,
+    ) -> Result<()> {
+        let args = ["save", "-p", &domid.0.to_string(), TO_STDOUT];
+        let mut xl = self.inner.runner.start_xl(&args, Leaves::Processes, Stdio::null())?;
+        let source = xl.stdout().ok_or_else(|| ToolstackError::Failed("xl has no output".to_owned()))?;
+        let source = source.into_owned_fd().map_err(|e| io_failed("xl's output", &e))?;
+        let stop = CancellationToken::new();
+        let written = write_in_thread(source, target, stop.clone());
+        let written = tokio::select! {
+            written = written => written.unwrap_or_else(|_| Err(ToolstackError::Failed("the write broke off".into()))),
+            () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
+            () = tokio::time::sleep(limit) => Err(ToolstackError::Timeout),
+        };
+        stop.cancel();
+        // On an error xl's pipe is broken now (at the latest with the next piece), and it lets the domain go on.
+        let ended = finish(&mut xl, self.inner.limit).await;
+        match (written, ended) {
+            (Ok(()), Ok(true)) => Ok(()),
+            (Err(ToolstackError::Timeout), Ok(_)) => {
+                Err(ToolstackError::Failed(format!("the save did not end within {} s", limit.as_secs())))
+            }
+            (Err(error @ ToolstackError::Failed(_)), Ok(false)) => {
+                let words = xl.complaint().await;
+                Err(ToolstackError::Failed(format!("{error}; {}", failed(&args, &words))))
+            }
+            (Ok(()), Ok(false)) => Err(failed(&args, &xl.complaint().await)),
+            (Err(error), Ok(_)) | (_, Err(error)) => Err(error),
+        }
+    }
+
+    pub(super) async fn dump(
+        &self,
+        domid: DomId,
+        file: &SafePath,
+        live: bool,
+        crash: bool,
+        cancelled: &CancellationToken,
+    ) -> Result<()> {
+        let line = self.there(domid).await?;
+        let alive = matches!(line.state, RunState::Running | RunState::Blocked);
+        let part = part_of(file);
+        drop(open_part(&part).await?);
+        let pause = alive && !live;
+        if pause {
+            self.set_paused(domid, true).await?;
+        }
+        let part_text = part.to_string_lossy().into_owned();
+        let args = ["dump-core", &domid.0.to_string(), &part_text];
+        let dumped = tokio::select! {
+            dumped = self.inner.runner.xl(&args, Leaves::Nothing, self.moving(line.memory)) => dumped.map(drop),
+            () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
+        };
+        let dumped = match dumped {
+            Ok(()) => rename_part(&part, file).await,
+            Err(error) => Err(error),
+        };
+        if dumped.is_err() {
+            let _ = remove(&part).await;
+        }
+        if dumped.is_ok() && crash {
+            return self.end(domid).await;
+        }
+        if pause {
+            self.set_paused(domid, false).await?;
+        }
+        dumped
+    }
+}
+
+/// Waits until xl has ended; one that does not is killed, and what became of its domain is unknown.
+pub(super) async fn finish(xl: &mut Running, limit: Duration) -> Result<bool> {
+    match xl.wait(limit).await {
+        Err(ToolstackError::Timeout) => {
+            xl.kill().await;
+            Err(ToolstackError::Timeout)
+        }
+        other => other,
+    }
+}
+
+/// Runs what may block for long (a slow disk) in a thread of its own, so that it takes no one's place.
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (tell, told) = oneshot::channel();
+    std::thread::spawn(move || tell.send(work()));
+    told.await.unwrap_or_else(|_| Err(ToolstackError::Failed("the work broke off".to_owned())))
+}
+
+async fn open_part(part: &Path) -> Result<File> {
+    let part = part.to_owned();
+    in_thread(move || {
+        // One of a save that broke off.
+        let _ = std::fs::remove_file(&part);
+        let opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+        opened.map_err(|error| io_failed(&part.display().to_string(), &error))
+    })
+    .await
+}
+
+async fn remove(part: &Path) -> Result<()> {
+    let part = part.to_owned();
+    in_thread(move || std::fs::remove_file(&part).map_err(|error| io_failed("the part", &error))).await
+}
+
+/// Gives the part its name, once it is on disk; then the name, too, is on disk.
+async fn rename_part(part: &Path, file: &SafePath) -> Result<()> {
+    let (part, file) = (part.to_owned(), PathBuf::from(file.as_str()));
+    in_thread(move || {
+        let named = || {
+            File::open(&part)?.sync_all()?;
+            std::fs::rename(&part, &file)?;
+            file.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        };
+        named().map_err(|error| io_failed(&file.display().to_string(), &error))
+    })
+    .await
+}
+
+/// Copies a saved domain from xl's pipe to its file, following it; an end too early is an error. After `stop` no
+/// further piece is taken.
+fn write_in_thread(source: OwnedFd, target: File, stop: CancellationToken) -> oneshot::Receiver<Result<()>> {
+    let (tell, told) = oneshot::channel();
+    std::thread::spawn(move || tell.send(copy(File::from(source), target, &stop)));
+    told
+}
+
+fn copy(mut source: File, mut target: File, stop: &CancellationToken) -> Result<()> {
+    let flags = nix::fcntl::OFlag::empty();
+    let blocking = nix::fcntl::fcntl(&source, nix::fcntl::FcntlArg::F_SETFL(flags));
+    blocking.map_err(|errno| io_failed("xl's output", &errno.into()))?;
+    let mut stream = Stream::default();
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let read = source.read(&mut piece).map_err(|error| io_failed("xl's output", &error))?;
+        if stop.is_cancelled() {
+            return Err(ToolstackError::Timeout);
+        }
+        if read == 0 {
+            break;
+        }
+        stream.feed(&piece[..read]).map_err(|error| ToolstackError::Failed(error.to_string()))?;
+        target.write_all(&piece[..read]).map_err(|error| io_failed("the file", &error))?;
+    }
+    match stream.is_whole() {
+        true => target.sync_all().map_err(|error| io_failed("the file", &error)),
+        false => Err(ToolstackError::Failed("xl ended before the domain was saved".to_owned())),
+    }
+}

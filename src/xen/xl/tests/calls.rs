@@ -1,0 +1,250 @@
+//! Calls that go wrong: deadlines, families that are killed whole, output without end, garbage, half-made domains.
+
+use super::super::config_file;
+use super::fake::{Fake, VM, line};
+use crate::model::{MiB, SafePath, VmId, VmName};
+use crate::xen::config::{Boot, DomainConfig, GuestType, OnEnd, PygrubArgs, TscMode};
+use crate::xen::{AfterSave, DomId, RunState, Toolstack, ToolstackError};
+use std::time::{Duration, Instant};
+
+const LIST: (&str, &str) = ("list", "cat listing");
+const SHORT: Duration = Duration::from_millis(700);
+const LONG: Duration = Duration::from_secs(20);
+const SIX: DomId = DomId(6);
+
+pub fn config() -> DomainConfig {
+    DomainConfig {
+        vm: VmId::parse(VM).unwrap(),
+        name: VmName::parse("pv1").unwrap(),
+        guest: GuestType::Pv,
+        boot: Boot::Pygrub { args: PygrubArgs::default(), extra: crate::model::Text::default() },
+        memory: MiB(96),
+        max_memory: MiB(96),
+        vcpus: 1,
+        max_vcpus: 1,
+        cpu_weight: 256,
+        cpu_cap: 0,
+        cpus: vec![],
+        disks: vec![],
+        vifs: vec![],
+        vnc: None,
+        on_poweroff: OnEnd::Destroy,
+        on_reboot: OnEnd::Restart,
+        on_crash: OnEnd::Restart,
+        tsc_mode: TscMode::Default,
+        acpi: true,
+        apic: true,
+        pae: true,
+        usb_tablet: false,
+        serial_pty: false,
+        localtime: false,
+    }
+}
+
+fn is_alive(pid: &str) -> bool {
+    // A zombie waits for its parent only.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap_or_default();
+    !status.is_empty() && !status.contains("State:\tZ")
+}
+
+async fn until(what: impl Fn() -> bool) {
+    let wait = async {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LONG, wait).await.expect("it comes about in time");
+}
+
+fn failed<T: std::fmt::Debug>(result: &crate::xen::Result<T>) -> &str {
+    match result {
+        Err(ToolstackError::Failed(words)) => words,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_xl_that_hangs_is_killed_at_its_deadline_with_all_that_it_started() {
+    // Its child is in a session of its own, as libxl's hotplug scripts are.
+    let hang = "setsid sleep 1000 & echo $! > child; sleep 1000";
+    let fake = Fake::new(&[LIST, ("info", hang)]);
+    let xl = fake.open(SHORT).await;
+    let began = Instant::now();
+    assert_eq!(xl.info().await, Err(ToolstackError::Timeout));
+    assert!(began.elapsed() < LONG);
+    let child = std::fs::read_to_string(fake.path("child")).unwrap();
+    until(|| !is_alive(&child)).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_takes_the_call_with_it() {
+    let fake = Fake::new(&[LIST, ("info", "echo $$ > pid; exec sleep 1000")]);
+    let xl = fake.open(LONG).await;
+    let pid = fake.path("pid");
+    tokio::select! {
+        _ = xl.info() => panic!("it hangs"),
+        () = until(|| std::fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n'))) => {}
+    }
+    let pid = std::fs::read_to_string(pid).unwrap();
+    until(|| !is_alive(&pid)).await;
+}
+
+#[tokio::test]
+async fn a_child_that_holds_the_streams_is_not_waited_for() {
+    let fake = Fake::new(&[("list", "cat listing; sleep 1000 & echo $! > child")]);
+    let xl = fake.open(LONG).await;
+    let began = Instant::now();
+    assert_eq!(xl.list().await.unwrap().len(), 1);
+    assert!(began.elapsed() < LONG / 2, "the deadline was not waited for");
+    let child = std::fs::read_to_string(fake.path("child")).unwrap();
+    assert!(is_alive(&child), "what a call leaves behind is left");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child.trim().parse().unwrap()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+}
+
+#[tokio::test]
+async fn output_without_end_is_refused_and_takes_no_memory() {
+    let fake = Fake::new(&[LIST, ("info", "exec yes xen_major : 4")]);
+    let xl = fake.open(LONG).await;
+    let error = xl.info().await;
+    assert!(failed(&error).contains("more than"), "{error:?}");
+}
+
+#[tokio::test]
+async fn of_a_flood_of_complaints_the_last_words_are_kept() {
+    let fake =
+        Fake::new(&[LIST, ("info", "yes libxl: error | head -c 300000 >&2; echo the end >&2; exit 3")]);
+    let xl = fake.open(LONG).await;
+    let error = xl.info().await;
+    assert!(failed(&error).len() <= 5000 && failed(&error).ends_with("the end"), "{error:?}");
+}
+
+#[tokio::test]
+async fn garbage_is_a_clear_fault_that_shows_a_piece_of_it() {
+    let fake = Fake::new(&[LIST, ("info", "echo nothing of sense")]);
+    let xl = fake.open(LONG).await;
+    std::fs::write(fake.path("listing"), b"Name UUID\n\xff\xfe\x00 garbage 7\n").unwrap();
+    let error = xl.list().await;
+    assert!(failed(&error).contains("garbage"), "{error:?}");
+    assert!(failed(&xl.info().await.map(drop)).contains("xl info"));
+}
+
+#[tokio::test]
+async fn a_domain_is_dressed_with_what_xenstore_tells() {
+    let fake = Fake::new(&[LIST]);
+    let xl = fake.open(LONG).await;
+    fake.list(&line("-b----", "-"));
+    for (path, value) in [
+        ("/local/domain/6/memory/target", "65536"),
+        ("/local/domain/6/memory/static-max", "131072"),
+        ("/local/domain/6/cpu/0/availability", "online"),
+        ("/local/domain/6/cpu/1/availability", "offline"),
+        ("/local/domain/6/console/vnc-port", "5901"),
+        ("/local/domain/6/vm", "/vm/u"),
+        ("/vm/u/start_time", "1795305827.90"),
+    ] {
+        fake.store.0.lock().unwrap().insert(path.to_owned(), value.into());
+    }
+    let info = xl.get(SIX).await.unwrap().unwrap();
+    assert_eq!((info.memory.0, info.max_memory.0), (65536, 131_072));
+    assert_eq!((info.vcpus, info.online_vcpus, info.vnc_port), (2, 1, Some(5901)));
+    assert_eq!((info.started.0, info.state), (1_795_305_827_900, RunState::Blocked));
+}
+
+#[tokio::test]
+async fn what_a_failed_create_has_left_is_destroyed_and_why_it_failed_is_told() {
+    let create = format!("printf '%s' '{}' >> listing; echo no such bridge >&2; exit 3", line("--p---", "-"));
+    let destroy = "head -n 2 listing > less; mv less listing";
+    let fake = Fake::new(&[LIST, ("create", &create), ("destroy", destroy)]);
+    let xl = fake.open(LONG).await;
+    let error = xl.create(&config(), false).await;
+    assert!(failed(&error).contains("no such bridge"), "{error:?}");
+    assert!(fake.calls().contains(&"destroy 6".to_owned()), "{:?}", fake.calls());
+    assert_eq!(xl.find(config().vm).await, Ok(None));
+    assert_eq!(std::fs::read_dir(fake.path("private")).unwrap().count(), 0, "the configuration is gone");
+}
+
+#[tokio::test]
+async fn a_create_that_hangs_is_killed_and_nothing_is_left_of_it() {
+    let create = format!("printf '%s' '{}' >> listing; exec sleep 1000", line("--p---", "-"));
+    let fake =
+        Fake::new(&[LIST, ("create", &create), ("destroy", "head -n 2 listing > less; mv less listing")]);
+    let xl = fake.open(LONG).await;
+    let listing = fake.path("listing");
+    {
+        let config = config();
+        tokio::select! {
+            _ = xl.create(&config, false) => panic!("it hangs"),
+            () = until(|| std::fs::read_to_string(&listing).is_ok_and(|text| text.contains("pv1"))) => {}
+        }
+    }
+    // The caller has gone: the call ends all the same, and in good order.
+    until(|| fake.calls().contains(&"destroy 6".to_owned())).await;
+}
+
+#[tokio::test]
+async fn a_domain_that_was_there_before_is_refused_and_not_touched() {
+    let fake = Fake::new(&[LIST, ("create", "exit 0"), ("destroy", "exit 0")]);
+    let xl = fake.open(LONG).await;
+    fake.list(&line("-b----", "-"));
+    assert_eq!(xl.create(&config(), false).await, Err(ToolstackError::Exists));
+    let of_the_name = DomainConfig { vm: VmId::random(), ..config() };
+    assert_eq!(xl.create(&of_the_name, false).await, Err(ToolstackError::Exists));
+    assert!(!fake.calls().iter().any(|call| call.starts_with("create") || call.starts_with("destroy")));
+}
+
+#[tokio::test]
+async fn a_domain_in_the_making_that_a_former_life_left_is_destroyed_and_one_that_runs_is_not() {
+    for (state, destroyed) in [("--p---", true), ("-b----", false)] {
+        let fake = Fake::new(&[LIST, ("destroy", "head -n 2 listing > less; mv less listing")]);
+        fake.list(&line(state, "-"));
+        std::fs::create_dir(fake.path("private")).unwrap();
+        let left = fake.path("private").join(format!("{VM}.cfg"));
+        std::fs::write(&left, config_file::write(&config()).unwrap()).unwrap();
+        let xl = fake.open(LONG).await;
+        assert_eq!(xl.find(config().vm).await.unwrap().is_none(), destroyed, "{state}");
+        assert!(!left.exists());
+    }
+}
+
+#[tokio::test]
+async fn what_has_ended_is_not_paused_though_xl_would_say_that_it_is() {
+    let fake = Fake::new(&[LIST, ("pause", "exit 0"), ("save", "exit 0")]);
+    let xl = fake.open(LONG).await;
+    fake.list(&line("---s--", "0"));
+    assert!(matches!(xl.pause(SIX).await, Err(ToolstackError::BadState(_))));
+    assert!(matches!(xl.pause(DomId(0)).await, Err(ToolstackError::BadState(_))));
+    assert_eq!(xl.pause(DomId(9)).await, Err(ToolstackError::NoSuchDomain));
+    assert!(!fake.calls().iter().any(|call| call.starts_with("pause")));
+}
+
+#[tokio::test]
+async fn a_save_that_xl_ends_early_leaves_no_file() {
+    let fake = Fake::new(&[LIST, ("save", "echo this is no domain; exit 0"), ("pause", ""), ("unpause", "")]);
+    let xl = fake.open(LONG).await;
+    fake.list(&line("-b----", "-"));
+    let file = SafePath::parse(fake.path("saved").to_str().unwrap()).unwrap();
+    let error = xl.save(SIX, &file, AfterSave::Destroy).await;
+    assert!(failed(&error).contains("before the domain was saved"), "{error:?}");
+    assert!(!fake.path("saved").exists() && !fake.path("saved.part").exists());
+    assert!(!fake.calls().iter().any(|call| call.starts_with("destroy")));
+}
+
+#[tokio::test]
+async fn a_value_for_a_guest_lands_below_its_own_folder_and_nowhere_else() {
+    let fake = Fake::new(&[LIST]);
+    let xl = fake.open(LONG).await;
+    fake.list(&line("-b----", "-"));
+    for key in ["", "a/b", "..", "a b", "a\0", "é", &"k".repeat(300)] {
+        assert!(xl.send_to_guest(SIX, key, "x").await.is_err(), "{key:?}");
+    }
+    xl.send_to_guest(SIX, "key", "value").await.unwrap();
+    let all = fake.store.0.lock().unwrap().clone();
+    assert_eq!(
+        all.into_iter().collect::<Vec<_>>(),
+        [("/local/domain/6/control/dom0d/key".to_owned(), b"value".to_vec())]
+    );
+}
