@@ -59,10 +59,14 @@ def _write(file, text):
 
 
 def deployed(name, **how):
-    """A node that is on, with today's programs in it and dom0d answering: its Agent."""
+    """A node that is on, with today's programs in it and dom0d answering: its Agent. `how`: as Node.up takes it."""
     node = nodes.Node(name)
     lay_out(node)
-    if node.state():
+    state = node.state()
+    if state and any(state[key] != value for key, value in how.items()):
+        node.down()
+        state = None
+    if state:
         agent = Agent(node)
         agent.halt()
         node.sh("/lab/deploy")
@@ -192,9 +196,11 @@ def guest(agent, name, kind="pvh", *, disk=True, vif=True, more=""):
 class LabCase(unittest.TestCase):
     """Tests on node a, warm if it is on already."""
 
+    systemd = False
+
     @classmethod
     def setUpClass(cls):
-        cls.agent = deployed("a")
+        cls.agent = deployed("a", systemd=cls.systemd)
         cls.node = cls.agent.node
         cls.addClassCleanup(cls.agent.stop)
         cls.proxy = cls.agent.proxy()
@@ -214,7 +220,7 @@ class LabCase(unittest.TestCase):
 
     def remove(self, vm):
         proxy = self.agent.proxy()
-        known = {one["id"]: one["state"] for one in proxy.vm_list()}
+        known = {one["uuid"]: one["state"] for one in proxy.vm_list()}
         if known.get(vm) in ("running", "paused", "ended"):
             proxy.stop_vm(REPO, vm, True)
         if vm in known:

@@ -35,7 +35,10 @@ XEN = (
     "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=info bootscrub=0 spec-ctrl=no cpufreq=none "
     "dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus={cpus}"
 )
-LINUX = "console=hvc0 earlyprintk=xen mitigations=off panic=5 net.ifnames=0 lab.node={name} lab.number={number}"
+LINUX = (
+    "console=hvc0 earlyprintk=xen mitigations=off panic=5 net.ifnames=0 lab.node={name} lab.number={number} "
+    "systemd.machine_id={number:032x}"
+)
 
 
 class LabError(Exception):
@@ -147,7 +150,7 @@ class Node:
             process = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        state = {"pid": process.pid, "started": _started(process.pid), "systemd": systemd}
+        state = {"pid": process.pid, "started": _started(process.pid), "systemd": systemd, "cpus": cpus}
         try:
             wait_for("QEMU's monitor", lambda: self._monitor.exists() or process.poll() is not None, 20, 0.02)
             # Ports are chosen by the kernel: nodes of several labs stand side by side.
@@ -188,7 +191,7 @@ class Node:
         if self._on()["systemd"]:
             self._last("systemctl reboot")
         else:
-            self._last("/lab/agent stop; sync; mount -o remount,ro /; echo b >/proc/sysrq-trigger")
+            self._last("/lab/agent stop; sync; echo u >/proc/sysrq-trigger; sleep 0.3; echo b >/proc/sysrq-trigger")
         self.wait_ready(boots + 1)
         return time.monotonic() - began
 
@@ -200,7 +203,7 @@ class Node:
         if state["systemd"]:
             self._last("systemctl poweroff")
         else:
-            self._last("/lab/agent stop; sync; mount -o remount,ro /; echo o >/proc/sysrq-trigger")
+            self._last("/lab/agent stop; sync; echo u >/proc/sysrq-trigger; sleep 0.3; echo o >/proc/sysrq-trigger")
         with contextlib.suppress(LabError):
             wait_for("the power to go", lambda: self.state() is None, 30)
         self.kill()
@@ -331,7 +334,7 @@ class Node:
         qemu_root = IMAGES / "qemu"
         return [
             *qemu("qemu-system-x86_64"), "-L", f"{qemu_root}/usr/share/qemu", "-L", f"{qemu_root}/usr/share/seabios",
-            "-name", f"lab-{self.name}", "-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU,
+            "-name", f"lab-{self.name}", "-uuid", f"00000000-0000-4000-8000-{self.number:012d}", "-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU,
             "-smp", str(cpus), "-m", str(memory), "-nodefaults", "-nographic",
             "-serial", f"file:{self.serial.name}", "-qmp", f"unix:{self._monitor.name},server=on,wait=off",
             "-kernel", f"{IMAGES}/xen", "-append", xen,
