@@ -100,7 +100,10 @@ class Agent(harness.Daemon):
     def start(self):
         """Starts the daemon if it is not running, and waits until it answers. Seconds until then."""
         began = time.monotonic()
-        self.node.sh("systemctl start dom0d.service" if self.systemd else "/lab/agent start")
+        if self.systemd:
+            self.node.sh("systemctl start dom0d.socket dom0d.service && dom0ctl password set --file /etc/dom0d/password")
+        else:
+            self.node.sh("/lab/agent start")
         self.wait()
         return time.monotonic() - began
 

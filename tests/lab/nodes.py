@@ -26,7 +26,7 @@ LAB = pathlib.Path(os.environ.get("DOM0D_LAB") or ROOT / "target" / "lab").resol
 IMAGES = pathlib.Path(os.environ.get("DOM0D_LAB_IMAGES") or LAB / "images").resolve()
 NUMBERS = {"a": 1, "b": 2}
 # A busy machine boots ten times as slowly as an idle one.
-BOOT_S = 240
+BOOT_S = 600
 COMMAND_S = 300
 # Without SMAP, which kills a PV dom0 under QEMU 7.2's emulation at its first return from an interrupt; without AVX
 # and XSAVE, whose emulation corrupted guests in runs of two nodes.
@@ -318,7 +318,9 @@ class Node:
 
     def _command(self, systemd, cpus, memory, dom0):
         xen = XEN.format(dom0=dom0, cpus=cpus)
-        linux = LINUX.format(name=self.name, number=self.number) + (" lab.init=systemd" if systemd else "")
+        linux = LINUX.format(name=self.name, number=self.number) + (
+            " lab.init=systemd systemd.show_status=0" if systemd else ""
+        )
         mac = f"52:54:00:aa:{self.number:02x}"
         # Links are datagram sockets with short names, relative to this node's folder.
         other = next(name for name in NUMBERS if name != self.name)
