@@ -7,7 +7,7 @@ pub mod linux;
 pub mod memory;
 pub mod sim;
 
-use crate::model::{Bytes, KiB, Timestamp};
+use crate::model::{Bytes, KiB, SafePath, Timestamp};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -150,6 +150,8 @@ pub trait Machine: Send + Sync + 'static {
     async fn log(&self, name: &str, max: Bytes) -> Result<String>;
     /// Mounted file systems with a device of their own, the root first.
     async fn filesystems(&self) -> Result<Vec<Filesystem>>;
+    /// Whether a file or block device lies there.
+    async fn has_disk(&self, path: &SafePath) -> Result<bool>;
     /// Asks for a reboot or a power-off, and returns before it happens.
     async fn reboot(&self) -> Result<()>;
     async fn power_off(&self) -> Result<()>;

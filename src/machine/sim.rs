@@ -2,7 +2,7 @@
 //! a SCSI host) is made up here, the same each time. It can do nothing to the machine it runs on.
 
 use super::{Cpu, Dmi, Facts, Filesystem, Machine, MachineError, Ntp, Result, ScsiHost, TimeZone};
-use crate::model::{Bytes, KiB, Timestamp, excerpt};
+use crate::model::{Bytes, KiB, SafePath, Timestamp, excerpt};
 use crate::sim::{self, Answer, Handle, HostView, Request, WorldError};
 use async_trait::async_trait;
 use std::time::Duration;
@@ -134,6 +134,15 @@ impl Machine for SimMachine {
             ext4("/boot", "/dev/sda1", gib(1), gib(1)),
             ext4("/OVS/Repositories", "/dev/sdb1", gib(2000), gib(1500)),
         ])
+    }
+
+    async fn has_disk(&self, path: &SafePath) -> Result<bool> {
+        let asked = Request::HasDisk { path: path.clone() };
+        match self.handle.call(asked, self.timeout).await {
+            Ok(_) => Ok(true),
+            Err(WorldError::BadState(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn reboot(&self) -> Result<()> {

@@ -130,7 +130,7 @@ impl Operations {
     }
 
     /// Something to do on ourselves once the outcome is on disk.
-    fn hook(&self, work: impl FnOnce(&Operations) + Send + 'static) -> Option<Box<dyn FnOnce() + Send>> {
+    pub(super) fn hook(&self, work: impl FnOnce(&Operations) + Send + 'static) -> Option<Box<dyn FnOnce() + Send>> {
         let this = self.this.upgrade()?;
         Some(Box::new(move || work(&this)))
     }

@@ -12,9 +12,10 @@
 //! Nothing here does I/O, and nothing reads a clock.
 
 mod machine;
+pub mod migration;
 mod record;
 mod registry;
 
 pub use machine::{Action, Refusal, VmState, allowed, allowed_states, state_of};
-pub use record::{CoreDump, EndCause, Intent, KeptText, KeptValue, VMS, VmRecord};
+pub use record::{CoreDump, EndCause, Intent, KeptText, KeptValue, Leaving, VMS, VmRecord};
 pub use registry::{Change, ObservedDomain, Registry, Vm};

@@ -29,6 +29,7 @@ mod listen;
 mod server;
 mod throttle;
 mod tls;
+mod upgrade;
 mod watch;
 
 pub use activation::{Activated, ActivationError, activated_sockets};
@@ -40,6 +41,7 @@ pub use encode::{TooBig, encode_call, encode_fault, encode_list, encode_response
 pub use http::{FAULT_INTERNAL, FAULT_MALFORMED, FAULT_TOO_BIG};
 pub use listen::{ListenError, bind_tcp, bind_unix};
 pub use server::{Metrics, Server, ServerConfig};
+pub use upgrade::{Stream, Taker, Upgrades};
 pub use tls::{TlsError, TlsIdentity, TlsState};
 
 use futures_util::future::BoxFuture;
@@ -47,10 +49,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 pub use xmlrpc::{Fault, Value};
 
-/// What a caller may do: each role includes those before it.
+/// What a caller may do: each of the last three includes those before it. A peer stands apart: it has its own few
+/// verbs, which nobody else has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    Peer,
     Viewer,
     Operator,
     Admin,
@@ -63,6 +67,8 @@ pub enum Identity {
     Password,
     /// A client certificate that the owner's pin accepts; SHA-256 of its DER in lower-case hex.
     Owner { fingerprint: String },
+    /// Another host, by the fingerprint that is pinned for it.
+    Peer { fingerprint: String },
     /// The operator's Unix socket.
     Local { uid: u32, pid: i32 },
 }
@@ -83,6 +89,9 @@ impl std::fmt::Display for Caller {
             Identity::Password => f.write_str("password")?,
             Identity::Owner { fingerprint } => {
                 write!(f, "owner:{}", &fingerprint[..fingerprint.len().min(8)])?
+            }
+            Identity::Peer { fingerprint } => {
+                write!(f, "peer:{}", &fingerprint[..fingerprint.len().min(8)])?
             }
             Identity::Local { uid, .. } => write!(f, "local:{uid}")?,
         }

@@ -26,7 +26,7 @@ mod scsi;
 mod tests;
 
 use super::{Facts, Filesystem, Machine, MachineError, Ntp, Result, TimeZone};
-use crate::model::{Bytes, Timestamp};
+use crate::model::{Bytes, SafePath, Timestamp};
 use async_trait::async_trait;
 use command::Programs;
 use std::path::{Path, PathBuf};
@@ -166,6 +166,14 @@ impl Machine for LinuxMachine {
 
     async fn filesystems(&self) -> Result<Vec<Filesystem>> {
         self.blocking("file systems", filesystem::list).await
+    }
+
+    /// Asked by a child of its own: a look at a dead file server may hang for ever.
+    async fn has_disk(&self, path: &SafePath) -> Result<bool> {
+        let whole = self.root.join(path.as_str().trim_start_matches('/')).to_string_lossy().into_owned();
+        let looked = self.programs().ask("stat", &["-L", "--format=%F", "--", &whole], 256).await?;
+        let kind = String::from_utf8_lossy(&looked.output).into_owned();
+        Ok(looked.success && (kind.contains("regular") || kind.contains("block")))
     }
 
     async fn reboot(&self) -> Result<()> {
