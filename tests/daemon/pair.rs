@@ -159,7 +159,7 @@ impl Host {
             Value::Array(_) => list(&answer).to_vec(),
             other => list(field(other, "events")).to_vec(),
         };
-        events.into_iter().filter(|event| string(field(event, "kind")) == kind).collect()
+        events.into_iter().filter(|event| string(field(event, "type")) == kind).collect()
     }
 }
 
