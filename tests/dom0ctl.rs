@@ -43,6 +43,7 @@ fn serve(socket: &Path) -> Server {
         gate: Arc::new(Gate::new(Policy::default()).expect("a gate without passwords")),
         tls: Arc::new(TlsState::new(&identity).expect("the certificate is good")),
         handler: Arc::new(Echo),
+        upgrades: None,
         tcp: Vec::new(),
         unix: vec![bind_unix(socket, "").expect("the socket is free")],
     };

@@ -3,13 +3,21 @@
 
 use crate::api::{About, Certificate};
 use crate::config::{PasswordAfterOwnership, Settings};
-use crate::host::{HostRecord, certificate};
-use crate::model::Timestamp;
+use crate::host::{HostRecord, Peer, certificate};
+use crate::model::{Secret, Timestamp};
 use crate::operation::Access;
 use crate::wire::{Gate, Metrics, OwnerPin, Policy, Role, TlsIdentity, TlsState};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+/// Whom the store knows.
+#[derive(Clone, Default)]
+struct Known {
+    password: Option<String>,
+    host: Option<HostRecord>,
+    peers: Vec<Peer>,
+}
 
 pub(super) struct Surroundings {
     settings: RwLock<Arc<Settings>>,
@@ -19,7 +27,7 @@ pub(super) struct Surroundings {
     names: certificate::Names,
     metrics: OnceLock<Arc<Metrics>>,
     /// What the policy is made of, for a reload.
-    known: RwLock<(Option<String>, Option<HostRecord>)>,
+    known: RwLock<Known>,
 }
 
 impl Surroundings {
@@ -31,15 +39,7 @@ impl Surroundings {
         names: certificate::Names,
     ) -> Self {
         let settings = RwLock::new(settings);
-        Self {
-            settings,
-            gate,
-            tls,
-            tls_dir,
-            names,
-            metrics: OnceLock::new(),
-            known: RwLock::new((None, None)),
-        }
+        Self { settings, gate, tls, tls_dir, names, metrics: OnceLock::new(), known: RwLock::default() }
     }
 
     pub(super) fn serve(&self, metrics: Arc<Metrics>) {
@@ -59,8 +59,7 @@ impl Surroundings {
             tracing::warn!("settings outside [access] have changed; they hold after a restart");
         }
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rest);
-        let (password, host) = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
-        self.gate.set_policy(gate_policy(&self.settings(), password.as_deref(), host.as_ref()));
+        self.decide_anew();
         let this = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || this.read_certificate()).await;
         match read.map_err(|e| e.to_string()).and_then(|r| r) {
@@ -69,6 +68,22 @@ impl Surroundings {
                 tracing::error!(error, "the certificate cannot be read again; the old one is served")
             }
         }
+    }
+
+    fn decide_anew(&self) {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let policy =
+            gate_policy(&self.settings(), known.password.as_deref(), known.host.as_ref(), &known.peers);
+        self.gate.set_policy(policy);
+    }
+
+    /// Our certificate with its key: how other hosts know us.
+    pub(super) fn identity(&self) -> Result<TlsIdentity, String> {
+        let read = |name: &str| {
+            let path = self.tls_dir.join(name);
+            std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))
+        };
+        Ok(TlsIdentity { chain_pem: read("server.pem")?, key_pem: Secret::new(read("server.key")?) })
     }
 
     fn read_certificate(&self) -> Result<(), String> {
@@ -87,7 +102,12 @@ impl Surroundings {
 ///
 /// Once a manager owns the host, the password keeps the role that the settings give it; but an owner that pinned
 /// no certificate has nothing but the password, so it keeps it.
-pub(super) fn gate_policy(settings: &Settings, password: Option<&str>, host: Option<&HostRecord>) -> Policy {
+pub(super) fn gate_policy(
+    settings: &Settings,
+    password: Option<&str>,
+    host: Option<&HostRecord>,
+    peers: &[Peer],
+) -> Policy {
     let owner = host.and_then(|host| host.ownership.owner());
     let pinned = owner.and_then(|owner| owner.certificate.as_ref());
     let pin = pinned.and_then(|certificate| match certificate.der() {
@@ -106,15 +126,24 @@ pub(super) fn gate_policy(settings: &Settings, password: Option<&str>, host: Opt
         password_hash: password.map(str::to_owned),
         password_role,
         owner: pin,
+        peers: peers.iter().map(|peer| peer.fingerprint.as_str().to_owned()).collect(),
         local_group: (!group.is_empty()).then(|| group.clone()),
     }
 }
 
 impl Access for Surroundings {
     fn policy_changed(&self, password_hash: Option<&str>, host: &HostRecord) {
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) =
-            (password_hash.map(str::to_owned), Some(host.clone()));
-        self.gate.set_policy(gate_policy(&self.settings(), password_hash, Some(host)));
+        {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            known.password = password_hash.map(str::to_owned);
+            known.host = Some(host.clone());
+        }
+        self.decide_anew();
+    }
+
+    fn peers_changed(&self, peers: &[Peer]) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).peers = peers.to_vec();
+        self.decide_anew();
     }
 
     fn renew_certificate(&self, if_due: bool) -> Result<bool, String> {

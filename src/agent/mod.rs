@@ -7,6 +7,7 @@
 //! the next start.
 
 mod access;
+mod peers;
 mod signals;
 mod worlds;
 
@@ -15,7 +16,7 @@ use crate::config::{Overrides, Settings};
 use crate::host::{certificate, password};
 use crate::job::{Engine, Options as JobOptions, Recurring};
 use crate::model::{JobId, SafePath, Secret};
-use crate::operation::{Operations, Worlds, observe, plan};
+use crate::operation::{Operations, Worlds, migrate_watch, observe, plan};
 use crate::store::{self, FaultPoint, OpenReport, Recovered, Store};
 use crate::wire::{self, Gate, Server, ServerConfig, TlsIdentity, TlsState};
 use access::{Surroundings, gate_policy};
@@ -75,7 +76,8 @@ pub enum StartError {
 }
 
 /// Tables of desired state, repeated in the ledger.
-const LEDGER: &[(&str, u16)] = &[("vm", 1), ("host", 1), ("boot", 1), ("password", 1)];
+const LEDGER: &[(&str, u16)] =
+    &[("vm", 1), ("host", 1), ("boot", 1), ("password", 1), ("peer", 1), ("arrival", 1), ("migration", 1)];
 /// Tables whose numbers must never be given twice.
 const COUNTERS: &[&str] = &["job"];
 /// Room is left for the names of files below it.
@@ -143,7 +145,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     .await??;
     let identity = TlsIdentity { chain_pem: certificate.chain_pem, key_pem: certificate.key_pem };
     let tls = Arc::new(TlsState::new(&identity)?);
-    let gate = Arc::new(Gate::new(gate_policy(&settings, None, None))?);
+    let gate = Arc::new(Gate::new(gate_policy(&settings, None, None, &[]))?);
     let opened = opening.await??;
     tell(&opened.report);
     let surroundings = Arc::new(Surroundings::new(
@@ -180,6 +182,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         Engine::open(opened.store.clone(), Arc::clone(&operations) as _, settings.jobs.clone(), floor)
             .await?;
     operations.join_engine(engine.clone());
+    operations.join_peers(Arc::new(peers::TlsLink::new(Arc::clone(&surroundings))));
     let stop = CancellationToken::new();
     let resumed = engine.resume();
     if resumed > 0 {
@@ -187,7 +190,9 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     }
     tell_rebuilt(&operations, &opened.report).await;
     let api = Arc::new(Api::new(Arc::clone(&operations), engine.clone(), Arc::clone(&surroundings) as _));
-    let (server, socket) = listen(&settings, gate, tls, api)?;
+    tokio::spawn(migrate_watch::run(Arc::clone(&operations), stop.clone()));
+    let upgrades = Arc::new(peers::Streams::new(Arc::clone(&operations)));
+    let (server, socket) = listen(&settings, gate, tls, api, upgrades)?;
     surroundings.serve(server.metrics());
     start_recurring(&engine, &operations, &settings);
     if start.dev {
@@ -308,6 +313,7 @@ fn listen(
     gate: Arc<Gate>,
     tls: Arc<TlsState>,
     api: Arc<Api>,
+    upgrades: Arc<peers::Streams>,
 ) -> Result<(Server, PathBuf), StartError> {
     let activated = wire::activated_sockets()?;
     let socket = match settings.wire.socket.as_os_str().is_empty() {
@@ -328,6 +334,7 @@ fn listen(
         gate,
         tls,
         handler: api,
+        upgrades: Some(upgrades),
         tcp,
         unix,
     })?;

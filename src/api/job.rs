@@ -99,6 +99,7 @@ fn identity(caller: &Caller) -> String {
     match &caller.identity {
         Identity::Password => "password".to_owned(),
         Identity::Owner { .. } => "owner".to_owned(),
+        Identity::Peer { fingerprint } => format!("peer:{fingerprint}"),
         Identity::Local { uid, .. } => format!("local:{uid}"),
     }
 }

@@ -17,7 +17,9 @@ pub mod fault;
 mod fragments;
 mod host;
 mod job;
+mod migration;
 mod ownership;
+mod peer;
 mod power;
 mod reading;
 #[cfg(test)]
@@ -35,7 +37,7 @@ use crate::job::{Engine, JobRecord, JobState, Options};
 use crate::model::{JobId, Timestamp};
 use crate::operation::Operations;
 use crate::operation::plan::Plan;
-use crate::wire::{Answer, Call, Caller, Fault, Handler, Value};
+use crate::wire::{Answer, Call, Caller, Fault, Handler, Role, Value};
 use arguments::Arguments;
 use fault::{ApiFault, Result};
 use fragments::Fragments;
@@ -102,6 +104,8 @@ pub fn table() -> BTreeMap<&'static str, Verb> {
         .chain(host::verbs())
         .chain(ownership::verbs())
         .chain(vm::verbs())
+        .chain(migration::verbs())
+        .chain(peer::verbs())
         .chain(power::verbs())
         .chain(statistics::verbs())
         .chain(job::verbs())
@@ -174,7 +178,12 @@ impl Api {
     }
 
     fn permit(verb: &Verb, caller: &Caller) -> Result<()> {
-        if caller.role >= verb.role {
+        let permitted = match (caller.role, verb.role) {
+            (Role::Peer, needed) => needed == Role::Peer || verb.family == "system",
+            (_, Role::Peer) => false,
+            (has, needed) => has >= needed,
+        };
+        if permitted {
             return Ok(());
         }
         let text = format!("{} needs the role {:?}; the caller has {:?}", verb.name, verb.role, caller.role);

@@ -95,7 +95,7 @@ fn same_repo(a: &RepoId, b: &RepoId) -> bool {
 }
 
 /// The VM that a call names. The repository is a part of its name: a VM of another one is not found.
-fn known(api: &Api, arguments: &Arguments) -> Result<Vm> {
+pub(super) fn known(api: &Api, arguments: &Arguments) -> Result<Vm> {
     let (repo, vm) = ids(arguments)?;
     let found = api.operations.vms.get(vm).filter(|v| same_repo(&v.record.repo, &repo));
     found.ok_or_else(|| {

@@ -396,12 +396,16 @@ pub fn details(vm: &Vm, autostart_default: bool, secrets: bool) -> Value {
         Intent::On => "on",
         Intent::Off => "off",
         Intent::Saved { .. } => "saved",
+        Intent::Leaving(_) => "leaving",
     };
     let cause = record.last_end.map(|c| {
         text(serde_json::to_value(c).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default())
     });
     let state = vm.state();
-    let may = Action::ALL.into_iter().filter(|a| allowed(state, *a).is_ok()).flat_map(super::vm::verbs_of);
+    let may = Action::ALL
+        .into_iter()
+        .filter(|a| allowed(state, *a).is_ok())
+        .flat_map(|action| super::vm::verbs_of(action).chain(super::migration::verbs_of(action)));
     let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);
     put("intent", text(intent));
     put("created", text(record.created));

@@ -74,6 +74,10 @@ const RANGES: &[Range] = &[
     range("vm.toolstack_timeout_s", "s", 1, 3600, |s| s.vm.toolstack_timeout_s),
     range("vm.autostart_delay_s", "s", 0, 3600, |s| s.vm.autostart_delay_s),
     range("vm.discovery_interval_s", "s", 1, DAY_S, |s| s.vm.discovery_interval_s),
+    range("migration.max_out", "VMs", 1, 64, |s| s.migration.max_out as u64),
+    range("migration.max_in", "VMs", 1, 64, |s| s.migration.max_in as u64),
+    range("migration.deadline_s", "s", 1, DAY_S, |s| s.migration.deadline_s),
+    range("migration.stall_s", "s", 1, 3600, |s| s.migration.stall_s),
 ];
 
 const OTHERS: &[(&str, &str)] = &[

@@ -25,6 +25,7 @@ pub struct Settings {
     pub jobs: Jobs,
     pub events: Events,
     pub vm: Vm,
+    pub migration: Migration,
     pub log: Log,
 }
 
@@ -165,6 +166,20 @@ pub struct Vm {
     pub beside_xendomains: bool,
 }
 
+/// VMs that go to other hosts and come from them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Migration {
+    /// VMs sent away at once; a further one is refused.
+    pub max_out: usize,
+    /// VMs received at once; a further one is refused.
+    pub max_in: usize,
+    /// A migration ends after this, and the VM goes on where it was.
+    pub deadline_s: u64,
+    /// A stream on which nothing moves for this long is broken.
+    pub stall_s: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
@@ -202,6 +217,7 @@ impl Default for Settings {
             jobs: Jobs::default(),
             events: Events::default(),
             vm: Vm::default(),
+            migration: Migration::default(),
             log: Log::default(),
         }
     }
@@ -280,6 +296,12 @@ impl Default for Vm {
             autostart_delay_s: 0,
             beside_xendomains: false,
         }
+    }
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self { max_out: 2, max_in: 2, deadline_s: 3600, stall_s: 30 }
     }
 }
 

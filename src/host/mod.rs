@@ -10,10 +10,12 @@
 pub mod certificate;
 pub mod ownership;
 pub mod password;
+pub mod peer;
 pub mod record;
 pub mod support;
 mod x509;
 
 pub use ownership::{ManagerId, ManagerUrl, Ownership, OwnershipError};
+pub use peer::{PEERS, Peer, PeerAddress};
 pub use record::{HOST, HOST_KEY, HostId, HostRecord, Roles, parse_roles};
 pub use x509::X509Error;

@@ -7,7 +7,7 @@ pub mod linux;
 pub mod memory;
 pub mod sim;
 
-use crate::model::{Bytes, KiB, Timestamp};
+use crate::model::{Bytes, KiB, SafePath, Timestamp};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -164,6 +164,8 @@ pub trait Machine: Send + Sync + 'static {
     /// What the disks of the domain of this number have done, as far as this machine's kernel serves them; of a
     /// domain without such disks, nothing.
     async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic>;
+    /// Whether a file or block device lies there.
+    async fn has_disk(&self, path: &SafePath) -> Result<bool>;
     /// Asks for a reboot or a power-off, and returns before it happens.
     async fn reboot(&self) -> Result<()>;
     async fn power_off(&self) -> Result<()>;

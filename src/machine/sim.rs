@@ -4,7 +4,7 @@
 use super::{
     Cpu, DiskTraffic, Dmi, Facts, Filesystem, Machine, MachineError, Ntp, Result, ScsiHost, TimeZone,
 };
-use crate::model::{Bytes, KiB, Timestamp, excerpt};
+use crate::model::{Bytes, KiB, SafePath, Timestamp, excerpt};
 use crate::sim::{self, Answer, Handle, HostView, Request, WorldError};
 use async_trait::async_trait;
 use std::time::Duration;
@@ -148,6 +148,15 @@ impl Machine for SimMachine {
                 Ok(DiskTraffic { read: Bytes(read_bytes), written: Bytes(written_bytes), reads, writes })
             }
             _ => Err(unexpected()),
+        }
+    }
+
+    async fn has_disk(&self, path: &SafePath) -> Result<bool> {
+        let asked = Request::HasDisk { path: path.clone() };
+        match self.handle.call(asked, self.timeout).await {
+            Ok(_) => Ok(true),
+            Err(WorldError::BadState(_)) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -64,6 +64,36 @@ impl RepoId {
 }
 text_type!(RepoId);
 
+/// One attempt to take a VM to another host; made by the source, known to both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MigrationId(uuid::Uuid);
+
+impl MigrationId {
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        match uuid::Uuid::try_parse(text) {
+            Ok(uuid) if text.len() == 36 => Ok(Self(uuid)),
+            _ => Err(Invalid::new(
+                "migration id",
+                format!("{} is not one", excerpt(text)),
+                "a UUID with dashes",
+            )),
+        }
+    }
+
+    pub fn random() -> Self {
+        Self(uuid::Uuid::new_v4())
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    pub fn as_str(&self) -> String {
+        self.0.hyphenated().to_string()
+    }
+}
+text_type!(MigrationId);
+
 macro_rules! number_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

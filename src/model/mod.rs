@@ -9,7 +9,7 @@ mod secret;
 mod size;
 mod time;
 
-pub use id::{EventNumber, JobId, RepoId, VmId};
+pub use id::{EventNumber, JobId, MigrationId, RepoId, VmId};
 pub use name::{BridgeName, IfName, Label, Mac, SafePath, Text, VmName};
 pub use secret::Secret;
 pub use size::{Bytes, KiB, MiB};

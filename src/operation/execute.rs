@@ -17,7 +17,11 @@ fn parse(step: &PlannedStep) -> Result<Step, JobFault> {
 
 /// Somebody asked for what cannot be done now, and nothing was: no trouble of the host's.
 fn is_refusal(fault: &JobFault) -> bool {
-    fault.no_effect && matches!(fault.name.as_str(), "VM_STATE" | "VM_EXISTS" | "CONFLICT")
+    fault.no_effect
+        && matches!(
+            fault.name.as_str(),
+            "VM_STATE" | "VM_EXISTS" | "CONFLICT" | "MIGRATION_REFUSED" | "MIGRATION_LIMIT"
+        )
 }
 
 #[async_trait]
@@ -61,6 +65,20 @@ impl Executor for Operations {
             Step::InspectDomain { vm } => self.inspect_domain(vm).await,
             Step::SettleClear { vm } => self.settle_clear(vm, context).await,
             Step::SettleRebuild { vm } => self.settle_rebuild(vm, context).await,
+            Step::PrepareTarget { going } => self.prepare_target(&going, context).await,
+            Step::SendDomain { going, live, .. } => self.send_domain(&going, live, context).await,
+            Step::CommitMigration { going } => self.commit_migration(&going, context).await,
+            Step::TellTarget { going } => self.tell_target(&going, context).await,
+            Step::SettleMigration { going } => self.settle_migration(&going, context).await,
+            Step::ForceLeaving { vm, keep } => self.force_leaving(vm, keep, context).await,
+            Step::ReceiveDomain { document, source, .. } => {
+                self.receive_domain(&document, &source, context).await
+            }
+            Step::TakeOver { id } => self.take_over(id, context).await,
+            Step::LetRun { vm } => self.let_run(vm, context).await,
+            Step::DropArrival { id } => self.drop_arrival(id, context).await,
+            Step::PutPeer { peer } => self.put_peer(peer, context),
+            Step::RemovePeer { address } => self.remove_peer(&address, context),
             Step::RemoveLeftFiles {} => self.remove_left_files(context).await,
             Step::RemoveFile { file } => self.remove_file(&file).await,
             other => self.run_host_step(other, context).await,
@@ -83,12 +101,15 @@ impl Executor for Operations {
                 self.undo_dump(vm, &file, rebuild_on_undo, context).await
             }
             Step::Hotplug { vm, change } => self.hotplug(vm, &change.inverse()).await,
+            Step::SendDomain { going, .. } => self.settle_migration(&going, context).await,
+            Step::ReceiveDomain { document, .. } => self.undo_receive(&document).await,
             // The plan says of every other step that it cannot be undone.
             _ => Ok(Outcome::done()),
         }
     }
 
     fn ended(&self, job: &JobRecord, txn: &mut Txn) {
+        self.moves.give_place_back(job.id);
         tracing::info!(
             job = %job.id, verb = job.verb, caller = job.caller, outcome = job.state.as_str(),
             fault = job.fault.as_ref().map(|f| f.name.as_str()), "job ended"

@@ -12,7 +12,12 @@ mod execute;
 pub mod fault;
 mod host_steps;
 mod memory_steps;
+pub mod migrate_in;
+pub mod migrate_out;
+mod migrate_stream;
+pub mod migrate_watch;
 pub mod observe;
+pub mod peers;
 pub mod plan;
 mod settle;
 pub mod step;
@@ -21,12 +26,14 @@ mod vm_steps;
 use crate::config::Settings;
 use crate::event;
 use crate::host::record::{HOST, HOST_KEY, HostRecord};
+use crate::host::{PEERS, Peer};
 use crate::job::{Engine, Options, Submission};
 use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::machine::files::Files;
 use crate::model::{SafePath, VmId};
 use crate::store::{Store, StoreError, Txn};
+use crate::vm::migration::ARRIVALS;
 use crate::vm::{Registry, VMS};
 use crate::xen::Toolstack;
 use std::collections::BTreeSet;
@@ -62,6 +69,9 @@ pub trait Access: Send + Sync + 'static {
     /// Makes a new server certificate (with `if_due`, only if it is time), keeps it, and serves it to new
     /// connections. `false`: it was not time. Blocking.
     fn renew_certificate(&self, if_due: bool) -> Result<bool, String>;
+
+    /// These may call as peers from now on, and no others.
+    fn peers_changed(&self, _peers: &[Peer]) {}
 }
 
 /// What a job gets beyond the waits it has planned.
@@ -90,6 +100,10 @@ pub struct Operations {
     access: Arc<dyn Access>,
     host: RwLock<Arc<HostRecord>>,
     password: RwLock<Option<String>>,
+    peers: RwLock<Arc<Vec<Peer>>>,
+    link: OnceLock<Arc<dyn peers::PeerLink>>,
+    /// Migrations under way.
+    pub moves: migrate_in::Moves,
     engine: OnceLock<Engine>,
     this: Weak<Operations>,
     /// Asks the observer to look at everything.
@@ -125,6 +139,13 @@ impl Operations {
         };
         let boot = adoption::load_boot(&store, &*worlds.machine).await?;
         let password = store.get(&PASSWORD, "oracle").await?;
+        let rows = store.scan(&PEERS, crate::store::Range::all()).await?;
+        let mut peers: Vec<Peer> = rows.into_iter().map(|(_, peer)| peer).collect();
+        peers.sort_by(|a, b| a.address.cmp(&b.address));
+        let moves = migrate_in::Moves::default();
+        let rows = store.scan(&ARRIVALS, crate::store::Range::all()).await?;
+        moves.load(rows.into_iter().map(|(_, arrival)| arrival));
+        access.peers_changed(&peers);
         access.policy_changed(password.as_deref(), &host);
         Ok(Arc::new_cyclic(|this| Self {
             events: event::Log::new(store.clone(), &settings.events),
@@ -138,6 +159,9 @@ impl Operations {
             access,
             host: RwLock::new(Arc::new(host)),
             password: RwLock::new(password),
+            peers: RwLock::new(Arc::new(peers)),
+            link: OnceLock::new(),
+            moves,
             engine: OnceLock::new(),
             this: this.clone(),
             look_again: tokio::sync::Notify::new(),

@@ -138,7 +138,8 @@ impl Observer {
 
     /// Told once, never touched.
     async fn report_unknown(&mut self, info: &DomainInfo) {
-        if info.domid == DomId(0) || !self.told.insert(info.domid) {
+        let expected = info.vm.is_some_and(|vm| self.operations.moves.expects(vm));
+        if info.domid == DomId(0) || expected || !self.told.insert(info.domid) {
             return;
         }
         let mut text = format!("domain {} ({:?}) runs here and is no VM of ours", info.domid.0, info.name);

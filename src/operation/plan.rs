@@ -5,10 +5,13 @@
 //! and lets none in.
 
 use super::memory_steps::CHECKPOINT;
+use super::migrate_in::Document;
+use super::migrate_out::Going;
 use super::step::{Hotplug, Step};
 use crate::config;
+use crate::host::{Peer, PeerAddress};
 use crate::job::{LockWant, PlannedStep};
-use crate::model::{SafePath, VmId};
+use crate::model::{MigrationId, SafePath, VmId};
 use crate::vm::{Action, Autostart, VmRecord};
 use crate::xen::Trigger;
 use crate::xen::config::DomainConfig;
@@ -268,6 +271,56 @@ pub fn delete_vm_core(record: &VmRecord, date: &str) -> Option<Plan> {
     let forget = Step::ForgetCore { vm, date: date.to_owned() };
     let steps = vec![forget, Step::RemoveFile { file: core.file.clone() }];
     Some(Plan::new(format!("delete the core dump {date} of VM {vm}"), vm_locks(vm), steps).essential())
+}
+
+/// Takes a running or paused VM to a peer. `limit_s`: until the handover.
+pub fn migrate_vm(going: Going, live: bool, limit_s: u64) -> Plan {
+    let (vm, dest) = (going.vm, going.dest.clone());
+    let steps = vec![
+        Step::CheckVm { vm, action: Action::Migrate, base: None },
+        Step::PrepareTarget { going: going.clone() },
+        Step::SendDomain { going: going.clone(), live, limit_s },
+        Step::CommitMigration { going: going.clone() },
+        Step::TellTarget { going },
+    ];
+    Plan::new(format!("migrate VM {vm} to {dest}"), vm_locks(vm), steps)
+}
+
+pub fn settle_migration(going: Going) -> Plan {
+    let vm = going.vm;
+    let about = format!("settle the migration of VM {vm}");
+    Plan::new(about, vm_locks(vm), vec![Step::SettleMigration { going }]).essential()
+}
+
+pub fn receive_vm(document: Document, source: String, limit_s: u64) -> Plan {
+    let about = format!("receive VM {}", document.record.config.name);
+    let locks = vm_locks(document.record.id());
+    let step = Step::ReceiveDomain { document: Box::new(document), source, limit_s };
+    Plan::new(about, locks, vec![step])
+}
+
+/// What came is this host's, by its source's word or a human's.
+pub fn take_over(id: MigrationId, vm: VmId) -> Plan {
+    let steps = vec![Step::TakeOver { id }, Step::LetRun { vm }];
+    Plan::new(format!("take VM {vm} over"), vm_locks(vm), steps).essential()
+}
+
+pub fn drop_arrival(id: MigrationId, vm: VmId) -> Plan {
+    let about = format!("destroy the copy of VM {vm}");
+    Plan::new(about, vm_locks(vm), vec![Step::DropArrival { id }]).essential()
+}
+
+pub fn force_leaving(vm: VmId, keep: bool) -> Plan {
+    let about = format!("decide who runs VM {vm}");
+    Plan::new(about, vm_locks(vm), vec![Step::ForceLeaving { vm, keep }]).essential()
+}
+
+pub fn add_peer(peer: Peer) -> Plan {
+    host_change(format!("trust the peer at {}", peer.address), "peers", Step::PutPeer { peer })
+}
+
+pub fn remove_peer(address: PeerAddress) -> Plan {
+    host_change(format!("trust the peer at {address} no more"), "peers", Step::RemovePeer { address })
 }
 
 /// A domain changed without us: make record and world agree.

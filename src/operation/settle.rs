@@ -37,6 +37,10 @@ pub(super) enum Decision {
 
 /// See [`Decision`]. `now` is the host's time.
 pub(super) fn decide(record: &VmRecord, domain: Option<&DomainInfo>, now: Timestamp) -> Decision {
+    if matches!(record.intent, Intent::Leaving(_)) {
+        // Who runs it is the judge's to say (`migrate_watch`).
+        return Decision::Nothing;
+    }
     let wanted_on = record.intent == Intent::On;
     let Some(domain) = domain else {
         return match (wanted_on, record.crash_seen) {

@@ -1,8 +1,11 @@
 //! Every kind of step there is, as data. A step says what to reach, not how; running it twice reaches the same.
 
+use super::migrate_in::Document;
+use super::migrate_out::Going;
 use crate::host::record::HostRecord;
+use crate::host::{Peer, PeerAddress};
 use crate::job::{PlannedStep, Resume};
-use crate::model::{MiB, SafePath, VmId};
+use crate::model::{MiB, MigrationId, SafePath, VmId};
 use crate::vm::{Action, Autostart, VmRecord};
 use crate::xen::Trigger;
 use crate::xen::config::{Disk, Vif};
@@ -129,6 +132,50 @@ pub enum Step {
     /// And: build anew, or take the VM for off.
     SettleRebuild {
         vm: VmId,
+    },
+    // A VM goes to another host: see `migrate_out`.
+    PrepareTarget {
+        going: Going,
+    },
+    SendDomain {
+        going: Going,
+        live: bool,
+        limit_s: u64,
+    },
+    CommitMigration {
+        going: Going,
+    },
+    TellTarget {
+        going: Going,
+    },
+    SettleMigration {
+        going: Going,
+    },
+    /// A human's word: `keep` what is here.
+    ForceLeaving {
+        vm: VmId,
+        keep: bool,
+    },
+    // And comes from one: see `migrate_in`.
+    ReceiveDomain {
+        document: Box<Document>,
+        source: String,
+        limit_s: u64,
+    },
+    TakeOver {
+        id: MigrationId,
+    },
+    LetRun {
+        vm: VmId,
+    },
+    DropArrival {
+        id: MigrationId,
+    },
+    PutPeer {
+        peer: Peer,
+    },
+    RemovePeer {
+        address: PeerAddress,
     },
     RemoveFile {
         file: SafePath,
@@ -261,6 +308,7 @@ impl Step {
     pub fn waits_s(&self) -> u64 {
         match self {
             Self::ShutdownDomain { timeout_s, .. } | Self::AskReboot { timeout_s, .. } => *timeout_s,
+            Self::SendDomain { limit_s, .. } | Self::ReceiveDomain { limit_s, .. } => *limit_s,
             Self::Sleep { ms } => ms.div_ceil(1000),
             _ => 0,
         }
@@ -295,6 +343,11 @@ impl Step {
                 (true, false, 50)
             }
             Self::ClearDomain { rebuild_on_undo, .. } => (true, *rebuild_on_undo, 5),
+            // What the target keeps for us, it gives back by itself.
+            Self::PrepareTarget { .. } => (true, false, 2),
+            Self::SendDomain { .. } => (true, true, 90),
+            Self::ReceiveDomain { .. } => (true, true, 90),
+            Self::PutPeer { .. } | Self::RemovePeer { .. } => (false, false, 1),
             Self::SetPassword { .. } | Self::RenewCertificate { .. } => (true, false, 1),
             _ => (true, false, 5),
         }
@@ -354,6 +407,34 @@ impl Step {
             }
             Self::SettleClear { vm } => ("clear_domain", format!("clear the ended domain of VM {vm} away")),
             Self::SettleRebuild { vm } => ("settle", format!("start VM {vm} again, or take it for off")),
+            Self::PrepareTarget { going } => {
+                ("prepare_target", format!("ask {} whether it can take VM {}", going.dest, going.vm))
+            }
+            Self::SendDomain { going, live, .. } => {
+                let how = if *live { "while it runs" } else { "standing still" };
+                ("send_domain", format!("send VM {} to {}, {how}", going.vm, going.dest))
+            }
+            Self::CommitMigration { going } => {
+                ("commit", format!("VM {} is {}'s from now on", going.vm, going.dest))
+            }
+            Self::TellTarget { going } => {
+                ("tell_target", format!("tell {} to let VM {} run", going.dest, going.vm))
+            }
+            Self::SettleMigration { going } => {
+                ("settle_migration", format!("find out who runs VM {}, and carry it out", going.vm))
+            }
+            Self::ForceLeaving { vm, keep: true } => {
+                ("decide", format!("VM {vm} is this host's, says a human"))
+            }
+            Self::ForceLeaving { vm, .. } => ("decide", format!("VM {vm} is the other host's, says a human")),
+            Self::ReceiveDomain { document, .. } => {
+                ("receive_domain", format!("receive VM {}", document.record.config.name))
+            }
+            Self::TakeOver { .. } => ("take_over", "the VM is this host's from now on".to_owned()),
+            Self::LetRun { vm } => ("let_run", format!("let VM {vm} go on")),
+            Self::DropArrival { .. } => ("drop_arrival", "destroy the copy that came".to_owned()),
+            Self::PutPeer { peer } => ("write_record", format!("trust the peer at {}", peer.address)),
+            Self::RemovePeer { address } => ("write_record", format!("trust the peer at {address} no more")),
             Self::RemoveFile { .. } | Self::RemoveLeftFiles {} => {
                 ("remove_file", "remove a file that is not needed any more".to_owned())
             }

@@ -27,7 +27,7 @@ impl Operations {
         Ok(found.filter(|d| d.state != RunState::Dying))
     }
 
-    async fn living(&self, id: VmId) -> Result<DomainInfo> {
+    pub(super) async fn living(&self, id: VmId) -> Result<DomainInfo> {
         match self.domain(id).await? {
             Some(domain) if !matches!(domain.state, RunState::Shutdown(_)) => Ok(domain),
             _ => Err(JobFault::refusal("VM_STATE", format!("VM {id} has no living domain"))),
@@ -71,12 +71,16 @@ impl Operations {
     pub(super) fn check_new_vm(&self, id: VmId) -> Result<Outcome> {
         match self.vms.get(id) {
             Some(_) => Err(JobFault::refusal("VM_EXISTS", format!("VM {id} exists"))),
+            None if self.moves.expects(id) => {
+                let text = format!("VM {id} is just coming from another host");
+                Err(JobFault::refusal("VM_EXISTS", text))
+            }
             None => Ok(Outcome::done()),
         }
     }
 
     fn check_clash(&self, record: &VmRecord) -> Result<Outcome> {
-        match self.vms.clash(record) {
+        match self.vms.clash(record).or_else(|| self.moves.clash(record)) {
             Some(clash) => Err(JobFault::refusal("VM_EXISTS", clash)),
             None => Ok(Outcome::done()),
         }

@@ -15,6 +15,8 @@ pub struct Behaviour {
     /// The guest never heeds such a request (nor the power button).
     pub ignores_shutdown: bool,
     pub ends_by_itself: Option<EndsByItself>,
+    /// How long its memory takes to be sent to another host.
+    pub migration_ms: u64,
 }
 
 /// The guest ends without being asked.
@@ -28,7 +30,7 @@ pub struct EndsByItself {
 impl Default for Behaviour {
     /// A quick, obedient guest.
     fn default() -> Self {
-        Self { boot_ms: 100, shutdown_ms: 50, ignores_shutdown: false, ends_by_itself: None }
+        Self { boot_ms: 100, shutdown_ms: 50, ignores_shutdown: false, ends_by_itself: None, migration_ms: 0 }
     }
 }
 

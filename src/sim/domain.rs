@@ -23,7 +23,7 @@ const CPU_NS_PER_MS: u64 = 20_000;
 pub(super) enum Condition {
     Alive,
     Paused,
-    Exporting { was_paused: bool },
+    Exporting { was_paused: bool, handed_over: bool },
     Arriving,
     Ended(Reason),
 }

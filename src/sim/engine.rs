@@ -7,7 +7,9 @@
 use super::observe::Hub;
 use super::{Answer, Fate, Image, Observation, Options, Request, Result, World, WorldError, image};
 use crate::model::Timestamp;
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -22,6 +24,9 @@ pub struct Engine {
     /// The next event may be another one now (or the engine is gone).
     changed: Arc<Notify>,
     runtime: tokio::runtime::Handle,
+    /// Domains on their way, and the client that sends or receives each.
+    on_their_way: Mutex<HashMap<u32, u64>>,
+    clients: AtomicU64,
 }
 
 /// What becomes of a request, once the script has had its say.
@@ -45,6 +50,8 @@ impl Engine {
             hub: Hub::default(),
             changed: Arc::new(Notify::new()),
             runtime: tokio::runtime::Handle::current(),
+            on_their_way: Mutex::default(),
+            clients: AtomicU64::new(0),
         });
         tokio::spawn(tick(Arc::downgrade(&engine), engine.changed.clone()));
         engine
@@ -68,6 +75,44 @@ impl Engine {
 
     pub(super) fn observe<T: From<Observation> + Send + 'static>(&self) -> tokio::sync::mpsc::Receiver<T> {
         self.hub.observe(&self.runtime)
+    }
+
+    /// A number for one more client.
+    pub(super) fn new_client(&self) -> u64 {
+        self.clients.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// This client is gone, and with it whatever sent or received domains for it.
+    pub(super) fn client_gone(&self, client: u64) {
+        let mut on_their_way = self.on_their_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let its: Vec<u32> = on_their_way.iter().filter(|(_, c)| **c == client).map(|(d, _)| *d).collect();
+        on_their_way.retain(|_, c| *c != client);
+        drop(on_their_way);
+        self.with_world(|world, now| {
+            let mut observed = world.advance(now);
+            its.iter().for_each(|domid| world.abandon(*domid, now));
+            observed.extend(world.advance(now));
+            ((), observed)
+        });
+    }
+
+    /// [`Engine::serve`], and remembers whose domain is on its way.
+    pub(super) async fn serve_client(self: &Arc<Self>, request: Request, client: u64) -> Outcome {
+        let exported = match &request {
+            Request::Export { domid } => Some(*domid),
+            _ => None,
+        };
+        let imports = matches!(request, Request::Import { .. });
+        let outcome = self.serve(request).await;
+        let domid = match &outcome {
+            Outcome::Answer(Ok(Answer::Image(_))) => exported,
+            Outcome::Answer(Ok(Answer::DomId(domid))) if imports => Some(*domid),
+            _ => None,
+        };
+        if let Some(domid) = domid {
+            self.on_their_way.lock().unwrap_or_else(PoisonError::into_inner).insert(domid, client);
+        }
+        outcome
     }
 
     /// Serves one request. Dropping the future before it is done leaves a delayed request undone, but never

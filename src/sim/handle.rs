@@ -14,13 +14,16 @@ use tokio::sync::mpsc;
 /// For the requests of tests and owners, which nothing delays.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Cheap to clone; all clones speak to the same world.
+/// A client within this process, by its number; the switch says that it is gone.
+type Client = (u64, tokio_util::sync::CancellationToken);
+
+/// Cheap to clone; all clones speak to the same world, as the same client.
 #[derive(Debug, Clone)]
 pub struct Handle(Way);
 
 #[derive(Debug, Clone)]
 enum Way {
-    InProcess(Arc<Engine>),
+    InProcess(Arc<Engine>, Client),
     Remote(Arc<Remote>),
 }
 
@@ -28,7 +31,28 @@ impl Handle {
     /// A world of its own in this process, in tokio's time; gone when the last handle is. Must be called
     /// within a tokio runtime.
     pub fn in_process(options: Options) -> Self {
-        Self(Way::InProcess(Engine::start(options)))
+        let engine = Engine::start(options);
+        let client = (engine.new_client(), tokio_util::sync::CancellationToken::new());
+        Self(Way::InProcess(engine, client))
+    }
+
+    /// Another client of the same world, with an end of its own.
+    pub fn another_client(&self) -> Self {
+        match &self.0 {
+            Way::InProcess(engine, _) => {
+                let client = (engine.new_client(), tokio_util::sync::CancellationToken::new());
+                Self(Way::InProcess(Arc::clone(engine), client))
+            }
+            Way::Remote(remote) => Self(Way::Remote(Arc::clone(remote))),
+        }
+    }
+
+    /// Goes away, as a process that is killed: nothing is asked any more, and the world sees it go.
+    pub fn leave(&self) {
+        if let Way::InProcess(engine, (number, gone)) = &self.0 {
+            gone.cancel();
+            engine.client_gone(*number);
+        }
     }
 
     /// The world's process behind this socket. Connects in the background, and again whenever the connection
@@ -41,7 +65,9 @@ impl Handle {
     pub async fn call(&self, request: Request, timeout: Duration) -> Result<Answer> {
         let call = async {
             match &self.0 {
-                Way::InProcess(engine) => call_in_process(engine.clone(), request).await,
+                Way::InProcess(engine, client) => {
+                    call_in_process(engine.clone(), client.clone(), request).await
+                }
                 Way::Remote(remote) => remote.call(request).await,
             }
         };
@@ -51,7 +77,7 @@ impl Handle {
     /// Observations from now on; `Everything` on each new connection, or for a slow reader.
     pub fn observe<T: From<Observation> + Send + 'static>(&self) -> mpsc::Receiver<T> {
         match &self.0 {
-            Way::InProcess(engine) => engine.observe(),
+            Way::InProcess(engine, _) => engine.observe(),
             Way::Remote(remote) => remote.observe(),
         }
     }
@@ -97,8 +123,20 @@ impl Handle {
 }
 
 /// What was begun is finished even if the caller stops waiting, as in a world of another process.
-async fn call_in_process(engine: Arc<Engine>, request: Request) -> Result<Answer> {
-    let served = tokio::spawn(async move { engine.serve(request).await }).await;
+async fn call_in_process(engine: Arc<Engine>, client: Client, request: Request) -> Result<Answer> {
+    let (number, gone) = client;
+    if gone.is_cancelled() {
+        return Err(WorldError::Unreachable("the client is gone".to_owned()));
+    }
+    let served = tokio::spawn(async move {
+        let outcome = engine.serve_client(request, number).await;
+        if gone.is_cancelled() {
+            // What was done after the client had gone is abandoned too.
+            engine.client_gone(number);
+        }
+        outcome
+    });
+    let served = served.await;
     match served {
         Ok(Outcome::Answer(result)) => result,
         Ok(Outcome::Lost) => Err(WorldError::Unreachable("the connection broke".to_owned())),

@@ -220,18 +220,50 @@ impl World {
         Ok(Answer::Done)
     }
 
+    pub(super) fn begin_export(&mut self, domid: u32, now: Timestamp) -> Result<Answer> {
+        let domain = self.domain(domid)?;
+        domain.must_live()?;
+        let takes_ms = self.behaviour(domain.spec.vm).migration_ms;
+        self.note_change(domid, "begin export", now);
+        Ok(Answer::Millis(takes_ms))
+    }
+
+    pub(super) fn hand_over(&mut self, domid: u32, now: Timestamp) -> Result<Answer> {
+        let domain = self.domain_mut(domid)?;
+        let Condition::Exporting { handed_over, .. } = &mut domain.condition else {
+            return Err(WorldError::BadState("the domain is not being sent away".to_owned()));
+        };
+        *handed_over = true;
+        self.note_change(domid, "handed over", now);
+        Ok(Answer::Done)
+    }
+
+    /// Whoever sent or received this domain has gone away. One that was not handed over goes on, one that was
+    /// stands still for ever, and one that has not arrived goes.
+    pub(super) fn abandon(&mut self, domid: u32, now: Timestamp) {
+        match self.domains.get(&domid).map(|d| d.condition) {
+            Some(Condition::Exporting { handed_over: true, .. }) => self.end(domid, Reason::Suspend, now),
+            Some(Condition::Exporting { .. }) => drop(self.end_export(domid, false, now)),
+            Some(Condition::Arriving) => self.remove(domid, "arrival abandoned", now),
+            _ => {}
+        }
+    }
+
     pub(super) fn export(&mut self, domid: u32, now: Timestamp) -> Result<Answer> {
         let domain = self.domain_mut(domid)?;
         domain.must_live()?;
         let image = domain.image(now);
-        domain.become_(Condition::Exporting { was_paused: domain.condition == Condition::Paused }, now);
+        domain.become_(
+            Condition::Exporting { was_paused: domain.condition == Condition::Paused, handed_over: false },
+            now,
+        );
         self.note_change(domid, "export", now);
         Ok(Answer::Image(Box::new(image)))
     }
 
     pub(super) fn end_export(&mut self, domid: u32, gone: bool, now: Timestamp) -> Result<Answer> {
         let domain = self.domain_mut(domid)?;
-        let Condition::Exporting { was_paused } = domain.condition else {
+        let Condition::Exporting { was_paused, .. } = domain.condition else {
             return Err(WorldError::BadState("the domain is not being sent away".to_owned()));
         };
         if gone {

@@ -199,8 +199,17 @@ pub enum Request {
         file: SafePath,
         paused: bool,
     },
-    /// Suspends the domain and answers its image; `EndExport` must follow.
+    /// The domain begins to leave: how long its memory takes on its way. It runs on.
+    BeginExport {
+        domid: u32,
+    },
+    /// Suspends the domain and answers its image; `EndExport` must follow. If the client goes away before, it
+    /// goes on, as a domain does whose sender saw its pipe close.
     Export {
+        domid: u32,
+    },
+    /// The sender was told that the other end holds it: from now on it stands still, also if the client goes away.
+    HandOver {
         domid: u32,
     },
     /// Destroys the exported domain (`gone`), or lets it go on.
@@ -208,7 +217,8 @@ pub enum Request {
         domid: u32,
         gone: bool,
     },
-    /// Builds a domain from an image, which stands still; `EndImport`, or `Destroy`, must follow.
+    /// Builds a domain from an image, which stands still; `EndImport`, or `Destroy`, must follow. If the client
+    /// goes away before, it is destroyed.
     Import {
         image: Box<Image>,
     },
@@ -292,6 +302,10 @@ pub enum Request {
     DiskTraffic {
         domid: u32,
     },
+    /// Whether a disk lies there. It always does, unless a rule fails it with `BadState`.
+    HasDisk {
+        path: SafePath,
+    },
 
     /// `vm` `None`: the default for all VMs without one of their own.
     SetBehaviour {
@@ -363,6 +377,9 @@ pub enum Kind {
     Links,
     LinkTraffic,
     DiskTraffic,
+    BeginExport,
+    HandOver,
+    HasDisk,
 }
 
 impl Request {
@@ -408,6 +425,9 @@ impl Request {
             Self::Links => Kind::Links,
             Self::LinkTraffic => Kind::LinkTraffic,
             Self::DiskTraffic { .. } => Kind::DiskTraffic,
+            Self::BeginExport { .. } => Kind::BeginExport,
+            Self::HandOver { .. } => Kind::HandOver,
+            Self::HasDisk { .. } => Kind::HasDisk,
             Self::SetBehaviour { .. }
             | Self::EndGuest { .. }
             | Self::GuestStore { .. }
@@ -429,7 +449,9 @@ impl Request {
             | Self::Pause { domid }
             | Self::Unpause { domid }
             | Self::Save { domid, .. }
+            | Self::BeginExport { domid }
             | Self::Export { domid }
+            | Self::HandOver { domid }
             | Self::EndExport { domid, .. }
             | Self::EndImport { domid, .. }
             | Self::Config { domid }
@@ -478,4 +500,5 @@ pub enum Answer {
     Text(String),
     Pairs(BTreeMap<String, String>),
     Audit(Box<Audit>),
+    Millis(u64),
 }

@@ -1,5 +1,6 @@
 //! One client's connection to the world's process. Requests are taken as they come and answered as they are
-//! done; what was begun is finished even if the client goes away.
+//! done; what was begun is finished even if the client goes away. A domain that the client was sending goes on then,
+//! and one that it was receiving is destroyed, as `xl` does when its other end is gone.
 
 use super::engine::{Engine, Outcome};
 use super::frame::{self, FromWorld, ToWorld};
@@ -20,13 +21,15 @@ pub(super) async fn serve_client(stream: UnixStream, engine: Arc<Engine>, end: A
     let (read, write) = stream.into_split();
     let (answers, to_send) = mpsc::channel(MAX_ANSWERS);
     let broken = CancellationToken::new();
-    let client = Client { engine: engine.clone(), answers, broken: broken.clone(), end };
+    let number = engine.new_client();
+    let client = Client { engine: engine.clone(), number, answers, broken: broken.clone(), end };
     let result = tokio::select! {
         result = client.take_requests(read) => result,
         result = send_answers(write, to_send, engine.observe()) => result,
         () = broken.cancelled() => Ok(()),
     };
     broken.cancel();
+    engine.client_gone(number);
     if let Err(error) = result {
         tracing::debug!(%error, "a client of the simulated world went away");
     }
@@ -35,6 +38,7 @@ pub(super) async fn serve_client(stream: UnixStream, engine: Arc<Engine>, end: A
 #[derive(Clone)]
 struct Client {
     engine: Arc<Engine>,
+    number: u64,
     answers: mpsc::Sender<FromWorld>,
     /// The connection is over, or shall be.
     broken: CancellationToken,
@@ -58,10 +62,14 @@ impl Client {
 
     async fn serve_one(&self, message: ToWorld) {
         let ends_world = matches!(message.request, Request::EndWorld);
-        match self.engine.serve(message.request).await {
+        match self.engine.serve_client(message.request, self.number).await {
             Outcome::Answer(result) => self.answer(message.id, result).await,
             Outcome::Lost => self.broken.cancel(),
             Outcome::Never => self.broken.cancelled().await,
+        }
+        if self.broken.is_cancelled() {
+            // What was done after the client had gone is abandoned too.
+            self.engine.client_gone(self.number);
         }
         if ends_world {
             self.end.notify_one();

@@ -125,7 +125,9 @@ impl World {
             Request::Save { .. } | Request::Restore { .. } | Request::DumpCore { .. } => {
                 Err(WorldError::Failed("this needs a disk, which a world alone has not".to_owned()))
             }
+            Request::BeginExport { domid } => self.begin_export(domid, now),
             Request::Export { domid } => self.export(domid, now),
+            Request::HandOver { domid } => self.hand_over(domid, now),
             Request::EndExport { domid, gone } => self.end_export(domid, gone, now),
             Request::Import { image } => self.import(*image, now).map(Answer::DomId),
             Request::EndImport { domid, paused } => self.end_import(domid, paused, now),
@@ -156,6 +158,7 @@ impl World {
             Request::Links => return Ok(Answer::Links(self.links())),
             Request::LinkTraffic => return Ok(Answer::LinkTraffic(self.link_traffic(now))),
             Request::DiskTraffic { domid } => return Ok(Answer::DiskTraffic(self.disk_traffic(domid, now))),
+            Request::HasDisk { .. } => return Ok(Answer::Done),
             Request::SetClock { time } => self.host.set_clock(now, time),
             Request::SetZone { zone } => self.host.zone = zone,
             Request::SetNtp { servers, local_time_source } => {

@@ -58,6 +58,12 @@ impl Key for crate::model::VmId {
     }
 }
 
+impl Key for crate::model::MigrationId {
+    fn bytes(&self) -> Vec<u8> {
+        self.as_bytes().to_vec()
+    }
+}
+
 /// Whether a transaction may use the disk space kept in reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Importance {

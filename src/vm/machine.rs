@@ -11,7 +11,7 @@
 //!                            running ◄──────┘
 //! ```
 //! `ended` is a domain that has shut down, rebooted or crashed by itself and waits for our runner; it lasts only
-//! as long as the runner takes.
+//! as long as the runner takes. `leaving` is a VM that was handed over to another host (see `migration`).
 
 use super::record::Intent;
 use crate::xen::{DomainInfo, RunState};
@@ -25,10 +25,13 @@ pub enum VmState {
     Saved,
     /// The domain has ended by itself and is not cleared away yet.
     Ended,
+    /// It was handed over to another host, and it is not settled yet who runs it.
+    Leaving,
 }
 
 impl VmState {
-    pub const ALL: [Self; 5] = [Self::Off, Self::Running, Self::Paused, Self::Saved, Self::Ended];
+    pub const ALL: [Self; 6] =
+        [Self::Off, Self::Running, Self::Paused, Self::Saved, Self::Ended, Self::Leaving];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -37,12 +40,16 @@ impl VmState {
             Self::Paused => "paused",
             Self::Saved => "saved",
             Self::Ended => "ended",
+            Self::Leaving => "leaving",
         }
     }
 }
 
 /// What a VM is, by what we want and by its domain as just read.
 pub fn state_of(intent: &Intent, domain: Option<&DomainInfo>) -> VmState {
+    if matches!(intent, Intent::Leaving(_)) {
+        return VmState::Leaving;
+    }
     match domain.map(|d| d.state) {
         Some(RunState::Running | RunState::Blocked) => VmState::Running,
         Some(RunState::Paused) => VmState::Paused,
@@ -71,10 +78,12 @@ pub enum Action {
     /// What goes to a living guest: SysRq, trigger, messages.
     Signal,
     DumpCore,
+    /// To another host.
+    Migrate,
 }
 
 impl Action {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Start,
         Self::Stop,
         Self::Reboot,
@@ -87,6 +96,7 @@ impl Action {
         Self::Reconfigure,
         Self::Signal,
         Self::DumpCore,
+        Self::Migrate,
     ];
 
     /// As an infinitive, for messages: `start`, `dump the core of`.
@@ -104,6 +114,7 @@ impl Action {
             Self::Reconfigure => "reconfigure",
             Self::Signal => "send a signal to",
             Self::DumpCore => "dump the core of",
+            Self::Migrate => "migrate",
         }
     }
 }
@@ -128,14 +139,15 @@ pub fn allowed_states(action: Action) -> Vec<VmState> {
 /// The table.
 pub fn allowed(state: VmState, action: Action) -> Result<(), Refusal> {
     use Action::{
-        Configure, Delete, DumpCore, Pause, Reboot, Reconfigure, Restore, Save, Signal, Start, Stop, Unpause,
+        Configure, Delete, DumpCore, Migrate, Pause, Reboot, Reconfigure, Restore, Save, Signal, Start, Stop,
+        Unpause,
     };
     let yes = match (action, state) {
         (Start, VmState::Off) => true,
         // A saved VM is restored, not started: starting it would throw its memory away unasked.
         (Start, _) => false,
         // Stopping what is off is done already: managers repeat a stop whose answer they lost.
-        (Stop, VmState::Saved) => false,
+        (Stop, VmState::Saved | VmState::Leaving) => false,
         (Stop, _) => true,
         (Reboot, VmState::Running) => true,
         (Reboot, _) => false,
@@ -159,6 +171,8 @@ pub fn allowed(state: VmState, action: Action) -> Result<(), Refusal> {
         // A crashed guest's memory is the one most worth dumping.
         (DumpCore, VmState::Running | VmState::Paused | VmState::Ended) => true,
         (DumpCore, _) => false,
+        (Migrate, VmState::Running | VmState::Paused) => true,
+        (Migrate, _) => false,
     };
     if yes { Ok(()) } else { Err(Refusal { action, state }) }
 }

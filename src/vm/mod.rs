@@ -13,9 +13,10 @@
 
 pub mod adopt;
 mod machine;
+pub mod migration;
 mod record;
 mod registry;
 
 pub use machine::{Action, Refusal, VmState, allowed, allowed_states, state_of};
-pub use record::{Autostart, CoreDump, EndCause, Intent, KeptText, KeptValue, VMS, VmRecord};
+pub use record::{Autostart, CoreDump, EndCause, Intent, KeptText, KeptValue, Leaving, VMS, VmRecord};
 pub use registry::{Change, ObservedDomain, Registry, Vm};

@@ -1,6 +1,6 @@
 //! What is kept of a VM.
 
-use crate::model::{Bytes, JobId, RepoId, SafePath, Text, Timestamp, VmId};
+use crate::model::{Bytes, JobId, MigrationId, RepoId, SafePath, Text, Timestamp, VmId};
 use crate::store::Table;
 use crate::xen::config::DomainConfig;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,22 @@ pub enum Intent {
         file: SafePath,
         at: Timestamp,
     },
+    /// Another host may have it: whoever the source's judge ([`super::migration`]) says runs it. Nothing starts
+    /// it here meanwhile.
+    Leaving(Leaving),
+}
+
+/// A VM on its way to another host, as its source remembers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    pub id: MigrationId,
+    /// The peer it goes to.
+    pub dest: String,
+    pub since: Timestamp,
+    /// It was given out of our hands: it never runs here again unless it is seen running here. `false`: only kept
+    /// from being taken for off until the other host can be asked.
+    pub handed_over: bool,
+    pub was_paused: bool,
 }
 
 /// How a VM came to be off, if it went off by itself.

@@ -14,7 +14,7 @@
 //!   attempt every few seconds is let through all the same, so that a manager not known yet gets in.
 
 use super::Role;
-use super::certificate::{self, PeerCertificate};
+use super::certificate::{self, PeerCertificate, Usage};
 use super::throttle::Throttle;
 use crate::model::Secret;
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
@@ -64,6 +64,8 @@ pub struct Policy {
     /// `None`: the right password is refused too.
     pub password_role: Option<Role>,
     pub owner: Option<OwnerPin>,
+    /// Other hosts, each by the fingerprint of its CA or its server certificate.
+    pub peers: Vec<String>,
     /// The group whose members may use the operator's socket, besides root and the daemon's own user.
     pub local_group: Option<String>,
 }
@@ -85,11 +87,20 @@ pub(super) enum Refusal {
     Busy,
 }
 
+/// Whose a certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Shown {
+    Owner,
+    /// By the fingerprint that is pinned.
+    Peer(String),
+    Nobody,
+}
+
 /// One policy and everything decided under it.
 struct Generation {
     policy: Policy,
     passwords: Arc<Passwords>,
-    certificates: Mutex<HashMap<[u8; 32], (bool, Instant)>>,
+    certificates: Mutex<HashMap<[u8; 32], (Shown, Instant)>>,
 }
 
 /// What was decided about one password's hash. Outlives a policy that changed something else: else every change
@@ -259,25 +270,31 @@ impl Gate {
         verified.await.unwrap_or(false)
     }
 
-    /// Does the owner's pin accept this certificate, now?
-    pub(super) fn is_owner(&self, peer: &PeerCertificate) -> bool {
+    /// Whose is this certificate, now?
+    pub(super) fn whose(&self, shown: &PeerCertificate) -> Shown {
         let generation = self.current();
-        let Some(pin) = &generation.policy.owner else {
-            return false;
-        };
+        let policy = &generation.policy;
+        if policy.owner.is_none() && policy.peers.is_empty() {
+            return Shown::Nobody;
+        }
         let now = Instant::now();
         let mut decisions = generation.certificates.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((accepted, until)) = decisions.get(&peer.digest)
+        if let Some((whose, until)) = decisions.get(&shown.digest)
             && *until > now
         {
-            return *accepted;
+            return whose.clone();
         }
-        let accepted = certificate::accepts(&pin.der, &peer.chain);
+        let whose = if policy.owner.as_ref().is_some_and(|pin| certificate::accepts(&pin.der, &shown.chain)) {
+            Shown::Owner
+        } else {
+            let pinned = |pin: &&String| certificate::accepts_fingerprint(pin, &shown.chain, Usage::Client);
+            policy.peers.iter().find(pinned).cloned().map_or(Shown::Nobody, Shown::Peer)
+        };
         if decisions.len() >= MAX_CERTIFICATE_DECISIONS {
             decisions.clear();
         }
-        decisions.insert(peer.digest, (accepted, now + CERTIFICATE_DECISION_LIFE));
-        accepted
+        decisions.insert(shown.digest, (whose.clone(), now + CERTIFICATE_DECISION_LIFE));
+        whose
     }
 
     /// May this process use the operator's socket? Asks the user database, which may block.

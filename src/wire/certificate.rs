@@ -50,7 +50,24 @@ pub fn fingerprint(der: &[u8]) -> String {
     text
 }
 
+/// What a certificate is shown for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Usage {
+    Client,
+    Server,
+}
+
 pub(super) fn accepts(pin: &[u8], chain: &[CertificateDer<'_>]) -> bool {
+    accepts_for(pin, chain, Usage::Client)
+}
+
+/// A pin of which only the fingerprint is known: the other end shows the pinned certificate in its chain.
+pub(super) fn accepts_fingerprint(pin: &str, chain: &[CertificateDer<'_>], usage: Usage) -> bool {
+    let shown = chain.iter().take(MAX_INTERMEDIATES + 1).find(|shown| fingerprint(shown) == pin);
+    shown.is_some_and(|pinned| accepts_for(pinned, chain, usage))
+}
+
+fn accepts_for(pin: &[u8], chain: &[CertificateDer<'_>], usage: Usage) -> bool {
     let Some((first, intermediates)) = chain.split_first() else {
         return false;
     };
@@ -63,10 +80,15 @@ pub(super) fn accepts(pin: &[u8], chain: &[CertificateDer<'_>]) -> bool {
     if first.as_ref() == pin {
         return true;
     }
-    pinned.is_ca() && intermediates.len() <= MAX_INTERMEDIATES && issued_by(pin, first, intermediates)
+    pinned.is_ca() && intermediates.len() <= MAX_INTERMEDIATES && issued_by(pin, first, intermediates, usage)
 }
 
-fn issued_by(pin: &[u8], first: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> bool {
+fn issued_by(
+    pin: &[u8],
+    first: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    usage: Usage,
+) -> bool {
     let pin = CertificateDer::from(pin);
     let Ok(anchor) = webpki::anchor_from_trusted_cert(&pin) else {
         return false;
@@ -80,7 +102,10 @@ fn issued_by(pin: &[u8], first: &CertificateDer<'_>, intermediates: &[Certificat
             &[anchor],
             intermediates,
             UnixTime::now(),
-            webpki::KeyUsage::client_auth(),
+            match usage {
+                Usage::Client => webpki::KeyUsage::client_auth(),
+                Usage::Server => webpki::KeyUsage::server_auth(),
+            },
             None,
             None,
         )

@@ -5,7 +5,9 @@
 //! when it is certain that the first was never sent, so that no change is made twice. Answers are as bounded as
 //! requests are: the other end is a stranger too.
 
+use super::certificate::{Usage, accepts_fingerprint};
 use super::tls::{TlsError, TlsIdentity, provider};
+use super::upgrade::Stream;
 use super::{DecodeError, Fault, Value, decode_response, encode_call};
 use crate::config;
 use crate::model::Secret;
@@ -14,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::client::WebPkiServerVerifier;
@@ -68,6 +70,8 @@ pub enum ServerTrust {
     Ca { der: Vec<u8>, name: Option<String> },
     /// Exactly this one (DER).
     Pinned { der: Vec<u8> },
+    /// One with this SHA-256 (lower-case hex), or issued by a CA with it; whatever names stand in it.
+    Fingerprint { sha256: String },
 }
 
 /// What we show. Both may be given: the other end takes what it accepts.
@@ -164,6 +168,36 @@ impl Client {
         }
     }
 
+    /// A new connection that becomes a stream: `path` asked for with `Upgrade: protocol`. The other end may refuse.
+    pub async fn open_stream(
+        &self,
+        path: &str,
+        protocol: &'static str,
+        timeout: Duration,
+    ) -> Result<Stream, ClientError> {
+        let opening = async {
+            let mut connection = self.connect().await?;
+            let mut request = self.request(Bytes::new());
+            *request.uri_mut() =
+                path.parse().map_err(|_| ClientError::Status { peer: self.peer(), status: 400 })?;
+            let headers = request.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+            let response = connection.send_request(request).await.map_err(|e| self.broken(e))?;
+            let (peer, status) = (self.peer(), response.status().as_u16());
+            match status {
+                101 => {
+                    let upgraded = hyper::upgrade::on(response).await.map_err(|e| self.broken(e))?;
+                    Ok(Box::new(TokioIo::new(upgraded)) as Stream)
+                }
+                401 | 403 => Err(ClientError::Refused { peer, status }),
+                _ => Err(ClientError::Status { peer, status }),
+            }
+        };
+        let late = || ClientError::Timeout { peer: self.peer(), after: timeout };
+        tokio::time::timeout(timeout, opening).await.unwrap_or_else(|_| Err(late()))
+    }
+
     fn peer(&self) -> String {
         self.target.to_string()
     }
@@ -242,7 +276,7 @@ impl Client {
         let (sender, connection) = handshake.map_err(|source| self.broken(source))?;
         // Ends when the sender is dropped or the other end closes; errors reach the sender.
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a client's connection ended");
             }
         });
@@ -296,7 +330,10 @@ fn client_config(
                 .build()
                 .map_err(|error| unusable(rustls::Error::General(error.to_string())))?
         }
-        ServerTrust::Pinned { der } => Arc::new(Pinned { der: der.clone(), provider }),
+        ServerTrust::Pinned { der } => Arc::new(Pinned { pin: Pin::Der(der.clone()), provider }),
+        ServerTrust::Fingerprint { sha256 } => {
+            Arc::new(Pinned { pin: Pin::Fingerprint(sha256.clone()), provider })
+        }
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match identity {
@@ -310,10 +347,17 @@ fn client_config(
     Ok((config, name))
 }
 
-/// Takes one certificate and no other, whatever names and dates stand in it.
+#[derive(Debug)]
+enum Pin {
+    /// This certificate and no other, whatever names and dates stand in it.
+    Der(Vec<u8>),
+    /// As [`ServerTrust::Fingerprint`] says, within its dates.
+    Fingerprint(String),
+}
+
 #[derive(Debug)]
 struct Pinned {
-    der: Vec<u8>,
+    pin: Pin,
     provider: Arc<CryptoProvider>,
 }
 
@@ -321,12 +365,20 @@ impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
+        intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if end_entity.as_ref() == self.der {
+        let accepted = match &self.pin {
+            Pin::Der(der) => end_entity.as_ref() == der,
+            Pin::Fingerprint(sha256) => {
+                let chain: Vec<CertificateDer<'_>> =
+                    std::iter::once(end_entity).chain(intermediates).cloned().collect();
+                accepts_fingerprint(sha256, &chain, Usage::Server)
+            }
+        };
+        if accepted {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(rustls::CertificateError::ApplicationVerificationFailure.into())

@@ -8,9 +8,10 @@
 //! request smuggling by the two together, of which hyper would quietly prefer one. Content-Lengths that differ
 //! are refused by hyper; equal ones are one.
 
-use super::auth::Refusal;
+use super::auth::{Refusal, Shown};
 use super::certificate::PeerCertificate;
 use super::server::Shared;
+use super::upgrade::{self, Upgrading};
 use super::watch::{Phase, Watch};
 use super::{Answer, Call, Caller, Fault, Identity, Role, decode_call, encode_fault, encode_response};
 use bytes::{Bytes, BytesMut};
@@ -56,9 +57,13 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
     peer: Arc<Peer>,
     watch: Watch,
+    connection: Upgrading,
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let refused = |refusal: Refused| refusal.response(&watch);
+    if let Some(stream) = peer_of(&shared, &peer).and_then(|peer| upgrade::asked(&shared, &peer, &request)) {
+        return stream.begin(&connection, watch);
+    }
     if let Err(refusal) = check_head(&shared, &request) {
         return refused(refusal);
     }
@@ -84,6 +89,14 @@ pub(super) async fn serve(
     let mut response = Response::new(AnswerBody::new(chunks, watch));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/xml"));
     response
+}
+
+/// The peer at the other end, by its certificate: nobody else is told that streams exist.
+fn peer_of(shared: &Shared, peer: &Peer) -> Option<String> {
+    match shared.gate.whose(peer.certificate.as_ref()?) {
+        Shown::Peer(fingerprint) => Some(fingerprint),
+        Shown::Owner | Shown::Nobody => None,
+    }
 }
 
 /// A request answered without a look at its body.
@@ -140,10 +153,15 @@ async fn authenticate(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Resu
     if let Some(identity) = &peer.local {
         return Ok(caller(identity.clone(), Role::Admin));
     }
-    if let Some(certificate) = &peer.certificate
-        && shared.gate.is_owner(certificate)
-    {
-        return Ok(caller(Identity::Owner { fingerprint: certificate.fingerprint.clone() }, Role::Admin));
+    if let Some(certificate) = &peer.certificate {
+        match shared.gate.whose(certificate) {
+            Shown::Owner => {
+                let fingerprint = certificate.fingerprint.clone();
+                return Ok(caller(Identity::Owner { fingerprint }, Role::Admin));
+            }
+            Shown::Peer(fingerprint) => return Ok(caller(Identity::Peer { fingerprint }, Role::Peer)),
+            Shown::Nobody => {}
+        }
     }
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(authorization), None, Some(address)) = (given.next(), given.next(), peer.address) else {
@@ -239,7 +257,7 @@ pub(super) struct AnswerBody {
 }
 
 impl AnswerBody {
-    fn new(chunks: Vec<Bytes>, watch: Watch) -> Self {
+    pub(super) fn new(chunks: Vec<Bytes>, watch: Watch) -> Self {
         let left = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         Self { chunks: chunks.into(), left, watch }
     }

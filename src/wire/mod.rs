@@ -29,6 +29,7 @@ mod listen;
 mod server;
 mod throttle;
 mod tls;
+mod upgrade;
 mod watch;
 
 pub use activation::{Activated, ActivationError, activated_sockets};
@@ -41,16 +42,19 @@ pub use http::{FAULT_INTERNAL, FAULT_MALFORMED, FAULT_TOO_BIG};
 pub use listen::{ListenError, bind_tcp, bind_unix};
 pub use server::{Metrics, Server, ServerConfig};
 pub use tls::{TlsError, TlsIdentity, TlsState};
+pub use upgrade::{Stream, Taker, Upgrades};
 
 use futures_util::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
 pub use xmlrpc::{Fault, Value};
 
-/// What a caller may do: each role includes those before it.
+/// What a caller may do: each of the last three includes those before it. A peer stands apart: it has its own few
+/// verbs, which nobody else has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    Peer,
     Viewer,
     Operator,
     Admin,
@@ -63,6 +67,8 @@ pub enum Identity {
     Password,
     /// A client certificate that the owner's pin accepts; SHA-256 of its DER in lower-case hex.
     Owner { fingerprint: String },
+    /// Another host, by the fingerprint that is pinned for it.
+    Peer { fingerprint: String },
     /// The operator's Unix socket.
     Local { uid: u32, pid: i32 },
 }
@@ -84,6 +90,7 @@ impl std::fmt::Display for Caller {
             Identity::Owner { fingerprint } => {
                 write!(f, "owner:{}", &fingerprint[..fingerprint.len().min(8)])?
             }
+            Identity::Peer { fingerprint } => write!(f, "peer:{}", &fingerprint[..fingerprint.len().min(8)])?,
             Identity::Local { uid, .. } => write!(f, "local:{uid}")?,
         }
         match self.address {

@@ -12,8 +12,9 @@
 use super::certificate::PeerCertificate;
 use super::http::{self, Peer};
 use super::listen::{Slot, Slots};
+use super::upgrade::{self, Upgrading};
 use super::watch::{Phase, Timeouts, Watch, Watched};
-use super::{Gate, Handler, Identity, TlsState};
+use super::{Gate, Handler, Identity, TlsState, Upgrades};
 use crate::config;
 use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
@@ -58,6 +59,8 @@ pub struct ServerConfig {
     pub gate: Arc<Gate>,
     pub tls: Arc<TlsState>,
     pub handler: Arc<dyn Handler>,
+    /// Takes the streams of peers; without it there are none.
+    pub upgrades: Option<Arc<dyn Upgrades>>,
     pub tcp: Vec<std::net::TcpListener>,
     pub unix: Vec<std::os::unix::net::UnixListener>,
 }
@@ -84,6 +87,7 @@ pub(super) struct Shared {
     pub(super) settings: config::Wire,
     pub(super) gate: Arc<Gate>,
     pub(super) handler: Arc<dyn Handler>,
+    pub(super) upgrades: Option<Arc<dyn Upgrades>>,
     pub(super) metrics: Arc<Metrics>,
     tls: Arc<TlsState>,
     slots: Arc<Slots>,
@@ -116,6 +120,7 @@ impl Server {
             settings: config.settings,
             gate: config.gate,
             handler: config.handler,
+            upgrades: config.upgrades,
             metrics: Arc::default(),
             tls: config.tls,
             draining: CancellationToken::new(),
@@ -308,12 +313,13 @@ where
 {
     let watch = Watch::new(timeouts(&shared.settings));
     let peer = Arc::new(peer);
+    let upgrading = Upgrading::default();
     let service = {
-        let (shared, watch) = (shared.clone(), watch.clone());
+        let (shared, watch, upgrading) = (shared.clone(), watch.clone(), upgrading.clone());
         service_fn(move |request: Request<Incoming>| -> BoxFuture<'static, Result<Response<_>, Infallible>> {
             // Now, not when the future is first polled: before that, hyper looks for more and may find the end.
             watch.enter(Phase::Call);
-            let answer = http::serve(shared.clone(), peer.clone(), watch.clone(), request);
+            let answer = http::serve(shared.clone(), peer.clone(), watch.clone(), upgrading.clone(), request);
             Box::pin(async { Ok(answer.await) })
         })
     };
@@ -345,7 +351,12 @@ where
         }
     });
     if in_time.await {
-        let stream = connection.into_parts().io.into_inner().into_inner();
+        let parts = connection.into_parts();
+        let stream = parts.io.into_inner().into_inner();
+        if let Some(taker) = upgrading.take() {
+            taker(upgrade::stream(stream, parts.read_buf)).await;
+            return;
+        }
         part(stream, watch.has_ended()).await;
     } else {
         timed_out(&shared, watch.phase());

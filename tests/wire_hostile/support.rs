@@ -127,6 +127,7 @@ pub fn policy() -> Policy {
         password_hash: Some(HASH.clone()),
         password_role: Some(Role::Admin),
         owner: None,
+        peers: vec![],
         local_group: None,
     }
 }
@@ -163,6 +164,7 @@ pub fn start_with(settings: config::Wire, max_failures_per_minute: u32) -> Host 
         gate: gate.clone(),
         tls: tls.clone(),
         handler: echo.clone(),
+        upgrades: None,
         tcp: vec![bind_tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()],
         unix: vec![bind_unix(&socket, "").unwrap()],
     })

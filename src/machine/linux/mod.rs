@@ -28,7 +28,7 @@ mod tests;
 mod xendomains;
 
 use super::{DiskTraffic, Facts, Filesystem, Machine, MachineError, Ntp, Result, TimeZone};
-use crate::model::{Bytes, Timestamp};
+use crate::model::{Bytes, SafePath, Timestamp};
 use async_trait::async_trait;
 use command::Programs;
 use std::path::{Path, PathBuf};
@@ -178,6 +178,14 @@ impl Machine for LinuxMachine {
 
     async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic> {
         self.blocking("disk traffic", move |root| disks::traffic(root, domid)).await
+    }
+
+    /// Asked by a child of its own: a look at a dead file server may hang for ever.
+    async fn has_disk(&self, path: &SafePath) -> Result<bool> {
+        let whole = self.root.join(path.as_str().trim_start_matches('/')).to_string_lossy().into_owned();
+        let looked = self.programs().ask("stat", &["-L", "--format=%F", "--", &whole], 256).await?;
+        let kind = String::from_utf8_lossy(&looked.output).into_owned();
+        Ok(looked.success && (kind.contains("regular") || kind.contains("block")))
     }
 
     async fn reboot(&self) -> Result<()> {

@@ -155,11 +155,11 @@ impl Toolstack for SimToolstack {
     async fn migrate_out(
         &self,
         domid: DomId,
-        _live: bool,
+        live: bool,
         out: Box<dyn Outflow>,
         handover: Arc<dyn Handover>,
     ) -> Result<()> {
-        migrate::send(self.clone(), domid, out, handover).await
+        migrate::send(self.clone(), domid, live, out, handover).await
     }
 
     async fn migrate_in(&self, input: Box<dyn Inflow>) -> Result<DomId> {
