@@ -155,11 +155,8 @@ impl Api {
     async fn fresh_sample(&self) {
         let operations = Arc::clone(&self.operations);
         let list = || async move {
-            match operations.toolstack.list().await {
-                Ok(domains) => operations.look_at(domains),
-                Err(error) => {
-                    tracing::warn!(%error, "the domains cannot be listed; answering with what was last seen")
-                }
+            if let Err(error) = operations.look_at_all().await {
+                tracing::warn!(%error, "the domains cannot be listed; answering with what was last seen");
             }
         };
         tokio::join!(self.ask_hypervisor(), self.domains.wait(SAMPLE_AGE, list));

@@ -146,8 +146,9 @@ impl Operations {
     pub(super) async fn adopt(&self, domains: &[DomainInfo]) {
         let records: Vec<Arc<VmRecord>> = self.vms.all().into_iter().map(|vm| vm.record).collect();
         let in_job = |vm| self.engine().is_some_and(|engine| engine.is_claimed(&VmRecord::lock(vm)));
+        let arriving = |vm| self.moves.expects(vm);
         let boot = self.read_boot().await;
-        let adoption = adopt::adopt(&records, domains, &self.facts_of(boot, &in_job));
+        let adoption = adopt::adopt(&records, domains, &self.facts_of(boot, &in_job, &arriving));
         let by_id: BTreeMap<DomId, &DomainInfo> = domains.iter().map(|d| (d.domid, d)).collect();
         let domains = adoption.domains.iter().filter_map(|(domid, verdict)| {
             let info = by_id.get(domid)?;
@@ -171,9 +172,14 @@ impl Operations {
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = Some(found);
     }
 
-    fn facts_of<'a>(&self, boot: Boot, in_job: &'a dyn Fn(VmId) -> bool) -> Facts<'a> {
+    fn facts_of<'a>(
+        &self,
+        boot: Boot,
+        in_job: &'a dyn Fn(VmId) -> bool,
+        arriving: &'a dyn Fn(VmId) -> bool,
+    ) -> Facts<'a> {
         let autostart_default = self.settings.vm.autostart_default;
-        Facts { boot, autostart_default, in_job, moved: &adopt::moved_or_moving }
+        Facts { boot, autostart_default, in_job, arriving }
     }
 
     /// Submits the job that takes a new boot and starts what is to be started, unless it is open or done. A try that
@@ -238,7 +244,7 @@ impl Operations {
         }
         let domains = self.toolstack.list().await.map_err(super::fault::toolstack)?;
         let records: Vec<Arc<VmRecord>> = self.vms.all().into_iter().map(|vm| vm.record).collect();
-        let adoption = adopt::adopt(&records, &domains, &self.facts_of(Boot::New, &|_| false));
+        let adoption = adopt::adopt(&records, &domains, &self.facts_of(Boot::New, &|_| false, &|_| false));
         let mut writes = Txn::essential();
         let mut changed = Vec::new();
         for (record, (id, verdict)) in records.iter().zip(&adoption.vms) {

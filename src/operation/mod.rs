@@ -35,7 +35,7 @@ use crate::model::{SafePath, VmId};
 use crate::store::{Store, StoreError, Txn};
 use crate::vm::migration::ARRIVALS;
 use crate::vm::{Registry, VMS};
-use crate::xen::Toolstack;
+use crate::xen::{Toolstack, ToolstackError};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
@@ -225,10 +225,13 @@ impl Operations {
     }
 
     /// Takes over a reading of all domains; the observer looks at what it may mean.
-    pub fn look_at(&self, domains: Vec<crate::xen::DomainInfo>) {
-        if !self.vms.observe(domains).is_empty() {
+    pub async fn look_at_all(&self) -> Result<(), ToolstackError> {
+        let stamp = self.vms.stamp();
+        let domains = self.toolstack.list().await?;
+        if !self.vms.observe(stamp, domains).is_empty() {
             self.look_again.notify_one();
         }
+        Ok(())
     }
 
     /// A plan as the engine takes it.

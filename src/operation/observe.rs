@@ -4,6 +4,7 @@
 //! One task. A VM whose record and world disagree is *dirty*. While a job is open on its lock the job knows what
 //! it does, so a dirty VM is looked at again when no such job is open.
 
+use super::settle::Decision;
 use super::{Operations, plan};
 use crate::event::{Event, Severity};
 use crate::job::Options;
@@ -73,11 +74,10 @@ impl Observer {
     async fn take(&mut self, observation: Observation) {
         match observation {
             Observation::Everything => self.everything().await,
-            Observation::Domain(domid) => match self.operations.toolstack.get(domid).await {
-                Ok(info) => {
+            Observation::Domain(domid) => match self.operations.see(domid).await {
+                Ok((vm, change)) => {
                     // A job's own look may have taken the change away before us: its VM is looked at all the same.
-                    self.dirty.extend(info.as_ref().and_then(|info| info.vm));
-                    let change = self.operations.vms.observe_one(domid, info);
+                    self.dirty.extend(vm);
                     self.operations.world_changes.send_modify(|n| *n += 1);
                     if let Some(change) = change {
                         self.changed(change).await;
@@ -94,6 +94,7 @@ impl Observer {
 
     /// Reads all domains, and compares every record with them.
     async fn everything(&mut self) {
+        let stamp = self.operations.vms.stamp();
         match self.operations.toolstack.list().await {
             Ok(domains) => {
                 if self.adopted {
@@ -103,7 +104,7 @@ impl Observer {
                     self.adopted = true;
                 }
                 self.operations.submit_host_boot().await;
-                let changes = self.operations.vms.observe(domains);
+                let changes = self.operations.vms.observe(stamp, domains);
                 self.operations.world_changes.send_modify(|n| *n += 1);
                 for change in changes {
                     self.changed(change).await;
@@ -181,13 +182,11 @@ impl Observer {
             }
             self.dirty.remove(&vm);
             self.not_before.remove(&vm);
-            let Some(entry) = operations.vms.get(vm) else { continue };
-            if let Some(domids) = doubles.get(&vm) {
+            if let Some(domids) = doubles.get(&vm).filter(|_| operations.vms.get(vm).is_some()) {
                 self.report_double(vm, domids).await;
                 continue;
             }
-            let domain = entry.domain.as_deref().filter(|d| d.state != RunState::Dying);
-            if operations.decide_now(&entry.record, domain) == super::settle::Decision::Nothing {
+            if !self.disagree(vm).await {
                 continue;
             }
             let submission =
@@ -199,6 +198,31 @@ impl Observer {
             // Looked at again when the job has ended, in case it failed.
             self.dirty.insert(vm);
             self.not_before.insert(vm, now + RETRY);
+        }
+    }
+
+    /// Whether this VM's record and domain disagree. What was seen of it before may be older than what a job has done
+    /// since, so a disagreement is believed only if another look, with no job open, finds it too.
+    async fn disagree(&self, vm: VmId) -> bool {
+        let operations = &self.operations;
+        let Some(entry) = operations.vms.get(vm) else { return false };
+        let seen = entry.domain.as_deref().filter(|d| d.state != RunState::Dying);
+        if operations.decide_now(&entry.record, seen) == Decision::Nothing {
+            return false;
+        }
+        if let Some(domain) = &entry.domain {
+            operations.look(domain.domid).await;
+        }
+        match operations.domain(vm).await {
+            Ok(found) => {
+                if let Some(domain) = &found {
+                    operations.look(domain.domid).await;
+                }
+                let Some(entry) = operations.vms.get(vm) else { return false };
+                operations.decide_now(&entry.record, found.as_ref()) != Decision::Nothing
+            }
+            // The job has the time and the words for a toolstack that does not answer.
+            Err(_) => true,
         }
     }
 }

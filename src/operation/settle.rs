@@ -8,7 +8,7 @@ use super::vm_steps::words;
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{SafePath, Timestamp, VmId};
-use crate::vm::adopt::{Boot, moved_or_moving};
+use crate::vm::adopt::Boot;
 use crate::vm::{EndCause, Intent, VmRecord};
 use crate::xen::config::OnEnd;
 use crate::xen::{DomainInfo, RunState, ShutdownReason};
@@ -95,7 +95,7 @@ impl Operations {
     /// boot was taken, and one that a migration has taken is the migration's.
     pub(super) fn decide_now(&self, record: &VmRecord, domain: Option<&DomainInfo>) -> Decision {
         let host_may_have_gone = domain.is_none() && self.boot() == Boot::New;
-        if host_may_have_gone || moved_or_moving(record) {
+        if host_may_have_gone || matches!(record.intent, Intent::Leaving(_)) {
             return Decision::Nothing;
         }
         decide(record, domain, Timestamp::now())

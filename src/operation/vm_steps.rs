@@ -8,7 +8,7 @@ use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{SafePath, Timestamp, VmId};
 use crate::store::Txn;
-use crate::vm::{Action, EndCause, Intent, VMS, Vm, VmRecord, VmState, allowed, state_of};
+use crate::vm::{Action, Change, EndCause, Intent, VMS, Vm, VmRecord, VmState, allowed, state_of};
 use crate::xen::{DomId, DomainInfo, RunState, ToolstackError};
 use serde_json::json;
 use std::time::Duration;
@@ -36,10 +36,17 @@ impl Operations {
 
     /// Lets the registry see a domain as it is now; what our own step did is seen before its caller is told.
     pub(super) async fn look(&self, domid: DomId) {
-        let last = self.vms.last_look(domid);
-        if let Ok(info) = self.toolstack.get(domid).await {
-            self.vms.observe_since(last, domid, info);
+        if let Err(fault) = self.see(domid).await {
+            tracing::debug!(domid = domid.0, %fault, "a domain cannot be looked at now");
         }
+    }
+
+    /// The same; answers the VM that the domain is of, and what changed.
+    pub(super) async fn see(&self, domid: DomId) -> Result<(Option<VmId>, Option<Change>)> {
+        let last = self.vms.last_look(domid);
+        let info = self.toolstack.get(domid).await.map_err(fault::toolstack)?;
+        let vm = info.as_ref().and_then(|info| info.vm);
+        Ok((vm, self.vms.observe_since(last, domid, info)))
     }
 
     /// The record after `change`, written with the outcome, and in memory once that is on disk.

@@ -34,14 +34,14 @@ pub struct Facts<'a> {
     pub autostart_default: bool,
     /// Whether a job of an earlier life is open on this VM: it knows what it does.
     pub in_job: &'a dyn Fn(VmId) -> bool,
-    /// Whether the VM has moved to another host, or is on its way: [`moved_or_moving`].
-    pub moved: &'a dyn Fn(&VmRecord) -> bool,
+    /// Whether a VM without a record is on its way here from another host.
+    pub arriving: &'a dyn Fn(VmId) -> bool,
 }
 
-/// Whether a migration of this VM was handed over or committed, so that it may run elsewhere. Then nothing of it is
-/// started or settled here but by the migration itself.
-pub fn moved_or_moving(_record: &VmRecord) -> bool {
-    false
+/// Whether this VM may run on another host, to which it was on its way. Then nothing of it is started or settled here
+/// but by the migration itself.
+fn leaving(record: &VmRecord) -> bool {
+    matches!(record.intent, Intent::Leaving(_))
 }
 
 /// What a domain is to us.
@@ -106,10 +106,13 @@ pub fn adopt(records: &[Arc<VmRecord>], domains: &[DomainInfo], facts: &Facts<'_
             return DomainVerdict::Dying;
         }
         let Some(record) = domain.vm.and_then(|vm| by_id.get(&vm)) else {
+            if let Some(vm) = domain.vm.filter(|vm| (facts.arriving)(*vm)) {
+                return DomainVerdict::Migrating(vm);
+            }
             return DomainVerdict::Unknown { same_name: by_name.get(domain.name.as_str()).copied() };
         };
         let vm = record.id();
-        if (facts.moved)(record) {
+        if leaving(record) {
             DomainVerdict::Migrating(vm)
         } else if chosen.get(&vm) == Some(&domain.domid) && adopted.insert(vm) {
             DomainVerdict::Adopted(vm)
@@ -136,13 +139,11 @@ fn chosen(domains: &[DomainInfo]) -> HashMap<VmId, DomId> {
 }
 
 fn of_record(record: &VmRecord, has_domain: bool, facts: &Facts<'_>) -> VmVerdict {
-    if (facts.moved)(record) {
-        return VmVerdict::Migrating;
-    }
     if has_domain {
         return VmVerdict::HasDomain;
     }
     match record.intent {
+        Intent::Leaving(_) => VmVerdict::Migrating,
         _ if (facts.in_job)(record.id()) => VmVerdict::InJob,
         Intent::On if record.crash_seen.is_some() => VmVerdict::Restart(Evidence::CrashSeen),
         Intent::On if facts.boot == Boot::New => match record.starts_by_itself(facts.autostart_default) {
@@ -174,7 +175,6 @@ impl VmRecord {
         self.intent == Intent::Off
             && self.last_end == Some(EndCause::HostDown)
             && self.starts_by_itself(default)
-            && !moved_or_moving(self)
     }
 
     /// Its place among those that start by themselves.

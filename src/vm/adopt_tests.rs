@@ -1,7 +1,8 @@
 //! Tables of verdicts, random worlds, and F4 on the pure function.
 
 use super::*;
-use crate::model::{KiB, MiB, RepoId, SafePath, Text, Timestamp, VmName};
+use crate::model::{KiB, MiB, MigrationId, RepoId, SafePath, Text, Timestamp, VmName};
+use crate::vm::Leaving;
 use crate::xen::ShutdownReason;
 use crate::xen::config::{Boot as BootFrom, DomainConfig, GuestType, OnEnd, PygrubArgs, TscMode};
 use proptest::prelude::*;
@@ -60,6 +61,16 @@ fn saved() -> Intent {
     Intent::Saved { file: SafePath::parse("/var/lib/dom0d/saved/x").unwrap(), at: Timestamp(1) }
 }
 
+fn leaving() -> Intent {
+    Intent::Leaving(Leaving {
+        id: MigrationId::random(),
+        dest: "host-2.example".to_owned(),
+        since: Timestamp(1),
+        handed_over: true,
+        was_paused: false,
+    })
+}
+
 fn domain(domid: u32, vm: Option<u16>, name: &str, state: RunState) -> DomainInfo {
     DomainInfo {
         domid: DomId(domid),
@@ -85,13 +96,13 @@ const NOT: Autostart = Autostart { enabled: false, ..ON };
 fn of(change: impl FnOnce(&mut VmRecord), boot: Boot) -> VmVerdict {
     let mut record = record(1, Intent::On);
     change(&mut record);
-    let facts = Facts { boot, autostart_default: false, in_job: &|_| false, moved: &|_| false };
+    let facts = Facts { boot, autostart_default: false, in_job: &|_| false, arriving: &|_| false };
     adopt(&[Arc::new(record)], &[], &facts).vms[0].1
 }
 
 fn verdicts(records: &[VmRecord], domains: &[DomainInfo]) -> Vec<DomainVerdict> {
     let records: Vec<_> = records.iter().cloned().map(Arc::new).collect();
-    let facts = Facts { boot: Boot::Same, autostart_default: true, in_job: &|_| false, moved: &|_| false };
+    let facts = Facts { boot: Boot::Same, autostart_default: true, in_job: &|_| false, arriving: &|_| false };
     adopt(&records, domains, &facts).domains.into_iter().map(|(_, verdict)| verdict).collect()
 }
 
@@ -162,10 +173,12 @@ fn a_record_without_a_domain_is_started_only_on_recorded_evidence() {
 
 #[test]
 fn what_a_migration_or_an_open_job_has_in_hand_is_left_to_it() {
-    let records = [Arc::new(VmRecord { autostart: Some(ON), ..record(1, Intent::On) })];
     let decide = |domains: &[DomainInfo], in_job: bool, moved: bool| {
+        let intent = if moved { leaving() } else { Intent::On };
+        let records = [Arc::new(VmRecord { autostart: Some(ON), ..record(1, intent) })];
+        let arriving = |vm| vm == id(2);
         let facts =
-            Facts { boot: Boot::New, autostart_default: true, in_job: &|_| in_job, moved: &|_| moved };
+            Facts { boot: Boot::New, autostart_default: true, in_job: &|_| in_job, arriving: &arriving };
         adopt(&records, domains, &facts)
     };
     assert_eq!(decide(&[], true, false).vms[0].1, VmVerdict::InJob);
@@ -175,6 +188,10 @@ fn what_a_migration_or_an_open_job_has_in_hand_is_left_to_it() {
     let decided = decide(&standing, false, true);
     assert_eq!(decided.domains[0].1, DomainVerdict::Migrating(id(1)));
     assert_eq!(decided.vms[0].1, VmVerdict::Migrating);
+    let coming = [domain(5, Some(2), "vm-2", RunState::Paused), domain(6, Some(3), "vm-3", RunState::Paused)];
+    let decided = decide(&coming, false, false);
+    assert_eq!(decided.domains[0].1, DomainVerdict::Migrating(id(2)), "it is on its way here");
+    assert_eq!(decided.domains[1].1, DomainVerdict::Unknown { same_name: None });
 }
 
 #[test]
@@ -205,7 +222,7 @@ fn any_state() -> impl Strategy<Value = RunState> {
 }
 
 fn any_record(n: u16) -> impl Strategy<Value = VmRecord> {
-    let intents = prop_oneof![Just(Intent::On), Just(Intent::Off), Just(saved())];
+    let intents = prop_oneof![Just(Intent::On), Just(Intent::Off), Just(saved()), Just(leaving())];
     let ends = prop::sample::select(vec![None, Some(EndCause::HostDown), Some(EndCause::Crash)]);
     let autostarts = prop::sample::select(vec![None, Some(ON), Some(NOT)]);
     (intents, ends, autostarts, any::<bool>()).prop_map(move |(intent, last_end, autostart, crashed)| {
@@ -235,13 +252,13 @@ proptest! {
         boot in prop::sample::select(vec![Boot::Same, Boot::New, Boot::Unknown]),
         default in any::<bool>(),
         busy in 0..10_u16,
-        away in 0..10_u16,
+        coming in 0..10_u16,
     ) {
         let facts = Facts {
             boot,
             autostart_default: default,
             in_job: &|vm| vm == id(busy),
-            moved: &|record| record.id() == id(away),
+            arriving: &|vm| vm == id(coming),
         };
         let adoption = adopt(&records, &domains, &facts);
         let guests: Vec<DomId> = domains.iter().map(|d| d.domid).filter(|d| d.0 != 0).collect();
@@ -268,7 +285,7 @@ proptest! {
             if let VmVerdict::Restart(evidence) = verdict {
                 let none = domains.iter().all(|d| d.domid.0 == 0 || d.vm != Some(*vm) || d.state == RunState::Dying);
                 prop_assert!(none, "nothing is started beside a domain");
-                prop_assert!(*vm != id(away) && *vm != id(busy));
+                prop_assert!(*vm != id(busy) && !matches!(record.intent, Intent::Leaving(_)));
                 let written_down = match evidence {
                     Evidence::CrashSeen => record.crash_seen.is_some() && record.intent == Intent::On,
                     Evidence::HostBooted => boot == Boot::New && record.starts_by_itself(default),
@@ -280,7 +297,7 @@ proptest! {
 
     #[test]
     fn the_order_in_which_domains_are_listed_decides_nothing((records, domains) in any_world()) {
-        let facts = Facts { boot: Boot::New, autostart_default: true, in_job: &|_| false, moved: &|_| false };
+        let facts = Facts { boot: Boot::New, autostart_default: true, in_job: &|_| false, arriving: &|_| false };
         let sorted = |domains: &[DomainInfo]| {
             let mut adoption = adopt(&records, domains, &facts);
             adoption.domains.sort_by_key(|(domid, _)| *domid);
@@ -331,7 +348,7 @@ fn a_thousand_restarts_over_500_domains_forget_none_double_none_and_restart_none
             _ => {}
         }
         let strangers = domains.iter().filter(|d| d.vm.is_none()).count();
-        let facts = Facts { boot, autostart_default: false, in_job: &|_| false, moved: &|_| false };
+        let facts = Facts { boot, autostart_default: false, in_job: &|_| false, arriving: &|_| false };
         let adoption = adopt(&records, &domains, &facts);
         let adopted: HashSet<VmId> = adoption
             .domains

@@ -8,8 +8,11 @@ use super::machine::{VmState, state_of};
 use super::record::VmRecord;
 use crate::model::{RepoId, VmId};
 use crate::xen::{DomId, DomainInfo, RunState};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
+
+/// More domains do not go while all are being listed.
+const GONE_KEPT: usize = 1024;
 
 /// A VM with its domain, if it has one.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ struct Inner {
     records: HashMap<VmId, (Arc<VmRecord>, u64)>,
     domains: BTreeMap<DomId, (Arc<DomainInfo>, u64)>,
     by_vm: HashMap<VmId, DomId>,
+    /// Domains that went lately, and when: the newest [`GONE_KEPT`].
+    gone: VecDeque<(DomId, u64)>,
 }
 
 impl Inner {
@@ -55,6 +60,10 @@ impl Inner {
     /// A domain has gone: its VM's entry changes with that.
     fn forget(&mut self, known: &DomainInfo) {
         let generation = self.next();
+        if self.gone.len() == GONE_KEPT {
+            self.gone.pop_front();
+        }
+        self.gone.push_back((known.domid, generation));
         let Some(vm) = known.vm else { return };
         if self.by_vm.get(&vm) == Some(&known.domid) {
             self.by_vm.remove(&vm);
@@ -84,6 +93,19 @@ impl Inner {
                 Some(Change { before: Some(known), after: None })
             }
         }
+    }
+
+    /// The domain of each VM. Of two, one that lives: as adoption chooses.
+    fn shown(&self) -> HashMap<VmId, DomId> {
+        let mut shown: HashMap<VmId, (bool, DomId)> = HashMap::new();
+        for (domid, (info, _)) in &self.domains {
+            if let Some(vm) = info.vm {
+                let rank = (!is_alive(info), *domid);
+                let best = shown.entry(vm).or_insert(rank);
+                *best = rank.min(*best);
+            }
+        }
+        shown.into_iter().map(|(vm, (_, domid))| (vm, domid)).collect()
     }
 
     fn vm(&self, id: VmId) -> Option<Vm> {
@@ -171,23 +193,28 @@ impl Registry {
         None
     }
 
-    /// Takes over what the toolstack told of all domains. Answers what came, changed its state, or went.
-    pub fn observe(&self, domains: Vec<DomainInfo>) -> Vec<Change> {
+    /// For [`Registry::observe`]: taken before the domains are listed.
+    pub fn stamp(&self) -> u64 {
+        self.read().generation
+    }
+
+    /// Takes over what the toolstack told of all domains, asked after `stamp`: what was seen of a domain since then
+    /// may be newer, and stays. Answers what came, changed its state, or went.
+    pub fn observe(&self, stamp: u64, domains: Vec<DomainInfo>) -> Vec<Change> {
         let mut inner = self.write();
         let mut changes = Vec::new();
         let mut old = std::mem::take(&mut inner.domains);
-        inner.by_vm.clear();
-        for info in domains {
-            let before = old.remove(&info.domid);
+        let newer: Vec<_> = old.extract_if(.., |_, (_, generation)| *generation > stamp).collect();
+        let gone: HashSet<DomId> = inner
+            .gone
+            .iter()
+            .filter(|(_, generation)| *generation > stamp)
+            .map(|(domid, _)| *domid)
+            .collect();
+        let overtaken = |domid| gone.contains(&domid) || newer.iter().any(|(newer, _)| *newer == domid);
+        for info in domains.into_iter().filter(|info| !overtaken(info.domid)) {
             let domid = info.domid;
-            if let Some(vm) = info.vm {
-                // Of two, one that lives: as adoption chooses.
-                let has_living = inner.by_vm.get(&vm).and_then(|have| inner.domains.get(have));
-                if !has_living.is_some_and(|(have, _)| is_alive(have)) {
-                    inner.by_vm.insert(vm, domid);
-                }
-            }
-            let entry = match before {
+            let entry = match old.remove(&domid) {
                 Some((known, generation)) if *known == info => (known, generation),
                 Some((known, generation)) if is_same_but_for_cpu_time(&known, &info) => {
                     (Arc::new(info), generation)
@@ -203,10 +230,12 @@ impl Registry {
             };
             inner.domains.insert(domid, entry);
         }
+        inner.domains.extend(newer);
         for (known, _) in old.into_values() {
             inner.forget(&known);
             changes.push(Change { before: Some(known), after: None });
         }
+        inner.by_vm = inner.shown();
         changes
     }
 
@@ -216,11 +245,10 @@ impl Registry {
     }
 
     /// As `observe_one`, unless somebody else has taken over a look since `last`, which may be newer than ours.
-    pub fn observe_since(&self, last: u64, domid: DomId, info: Option<DomainInfo>) {
+    pub fn observe_since(&self, last: u64, domid: DomId, info: Option<DomainInfo>) -> Option<Change> {
         let mut inner = self.write();
-        if inner.domains.get(&domid).map_or(0, |(_, generation)| *generation) == last {
-            inner.observe_one(domid, info);
-        }
+        let now = inner.domains.get(&domid).map_or(0, |(_, generation)| *generation);
+        if now == last { inner.observe_one(domid, info) } else { None }
     }
 
     /// Takes over what the toolstack told of one domain (`None`: it is gone).
@@ -301,22 +329,46 @@ mod tests {
             (RunState::Running, RunState::Running, 3),
         ] {
             let registry = Registry::default();
-            registry.observe(vec![domain(3, first), domain(4, second)]);
+            registry.observe(registry.stamp(), vec![domain(3, first), domain(4, second)]);
             assert_eq!(registry.read().by_vm[&vm], DomId(shown), "{first:?} {second:?}");
             assert!(registry.doubles().is_empty(), "no record has this UUID");
         }
     }
 
     #[test]
+    fn a_list_that_a_newer_look_has_overtaken_takes_nothing_back() {
+        let domain = |domid, state| DomainInfo { domid: DomId(domid), state, ..info() };
+        let registry = Registry::default();
+        let (ends, stays) = (domain(3, RunState::Running), domain(4, RunState::Running));
+        registry.observe(registry.stamp(), vec![ends.clone(), stays.clone()]);
+        let stamp = registry.stamp();
+        let listed = vec![ends, stays];
+        registry.observe_one(DomId(3), None);
+        registry.observe_one(DomId(4), Some(domain(4, RunState::Paused)));
+        registry.observe_one(DomId(5), Some(domain(5, RunState::Running)));
+        assert!(registry.observe(stamp, listed.clone()).is_empty());
+        let seen = |registry: &Registry| -> Vec<_> {
+            registry.domains().iter().map(|d| (d.info.domid.0, d.info.state)).collect()
+        };
+        assert_eq!(seen(&registry), [(4, RunState::Paused), (5, RunState::Running)]);
+        assert_eq!(registry.observe(registry.stamp(), listed).len(), 3, "a list made since is believed");
+        assert_eq!(seen(&registry), [(3, RunState::Running), (4, RunState::Running)]);
+    }
+
+    #[test]
     fn cpu_time_alone_is_taken_over_without_a_new_generation() {
         let info = info();
         let registry = Registry::default();
-        registry.observe(vec![info.clone()]);
+        registry.observe(registry.stamp(), vec![info.clone()]);
         let first = registry.domains().remove(0);
-        assert!(registry.observe(vec![DomainInfo { cpu_time_ns: 2, ..info.clone() }]).is_empty());
+        assert!(
+            registry
+                .observe(registry.stamp(), vec![DomainInfo { cpu_time_ns: 2, ..info.clone() }])
+                .is_empty()
+        );
         let second = registry.domains().remove(0);
         assert_eq!((second.generation, second.info.cpu_time_ns), (first.generation, 2));
-        registry.observe(vec![DomainInfo { memory: KiB(2048), cpu_time_ns: 3, ..info }]);
+        registry.observe(registry.stamp(), vec![DomainInfo { memory: KiB(2048), cpu_time_ns: 3, ..info }]);
         assert_ne!(registry.domains().remove(0).generation, first.generation);
     }
 }

@@ -1,7 +1,7 @@
 //! What every set of worlds must tell of a domain's traffic: the domain is the toolstack's, its vifs are the
 //! kernel's links, and its disks the machine's devices.
 
-use crate::env::{disk, mac_of, small_guest, vif};
+use crate::env::{mac_of, small_guest, unseen_disk, vif};
 use dom0d::kernel::{Kernel, LinkTraffic};
 use dom0d::machine::{DiskTraffic, Machine};
 use dom0d::xen::{DomId, Toolstack};
@@ -34,7 +34,7 @@ fn at_least(now: &DiskTraffic, before: &DiskTraffic) -> bool {
 
 pub async fn traffic_of_a_domain_grows_while_it_runs_and_goes_with_it(worlds: &Worlds<'_>) {
     let mut config = small_guest();
-    config.disks.push(disk("xvdb"));
+    config.disks.push(unseen_disk(config.vm, "xvdb"));
     config.vifs.push(vif(mac_of(config.vm, 1)));
     let domid = worlds.toolstack.create(&config, false).await.unwrap();
     assert_eq!(worlds.vifs(domid).await.len(), 2);

@@ -109,11 +109,16 @@ const NAMES_NOTHING: &[(&str, &str, &str)] = &[
     ("system.methodHelp", "method", "UNKNOWN_VERB"),
     ("system.methodSignature", "method", "UNKNOWN_VERB"),
     ("get_log", "loglist", "NOT_AVAILABLE"),
+    ("ovs_domU_stats", "vm", "VM_NOT_FOUND"),
 ];
 
-/// Texts that are kept, or only answered, whatever they are.
-const INERT: &[(&str, &str)] =
-    &[("echo", "value"), ("update_agent_password", "password"), ("update_agent_password", "old_password")];
+/// Texts that are kept, or only answered, whatever they are; a console of no VM has port "0" in the dialect.
+const INERT: &[(&str, &str)] = &[
+    ("echo", "value"),
+    ("get_vncport", "vm"),
+    ("update_agent_password", "password"),
+    ("update_agent_password", "old_password"),
+];
 
 /// Parameters that others than the verb judge, and how they call them.
 const IN_WORDS: &[(&str, &str)] =

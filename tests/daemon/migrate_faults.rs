@@ -141,13 +141,24 @@ async fn sweep(source: bool) {
             let dying = if source { &mut pair.a } else { &mut pair.b };
             dying.kill().await;
             dying.start_dying(&point).await;
-            let answer = pair.a.local().call("migrate_vm", &pair.to_b(vm)).await;
+            let (mut caller, params) = (pair.a.local(), pair.to_b(vm));
+            let mut call = tokio::spawn(async move { caller.call("migrate_vm", &params).await });
             let dying = if source { &mut pair.a } else { &mut pair.b };
-            let died = dying.daemon.as_mut().unwrap().child.try_wait().unwrap().is_some();
+            let child = &mut dying.daemon.as_mut().unwrap().child;
+            // A source whose target has died tries on for a while: nobody waits for that here.
+            let early = tokio::select! {
+                answer = &mut call => Some(answer.unwrap()),
+                _ = child.wait() => None,
+            };
+            let died = early.is_none() || child.try_wait().unwrap().is_some();
             dying.kill().await;
             dying.start().await;
             let name = if source { "source" } else { "target" };
             let on = pair.decided(vm, &format!("{name} killed at {point}")).await;
+            let answer = match early {
+                Some(answer) => answer,
+                None => call.await.unwrap(),
+            };
             if answer.is_ok() {
                 assert_eq!(on, "b", "{name} at {point}: the answer was a success");
             }

@@ -148,6 +148,7 @@ async fn outcome(host: &Host, life: &Life) -> Outcome {
             Intent::Off => "off",
             Intent::On => "on",
             Intent::Saved { .. } => "saved",
+            Intent::Leaving(_) => "leaving",
         };
         let (name, begun) = (&record.config.name, audit.begun(record.id()));
         // The first bytes of MACs tell their kind; the rest is the VM's id, new each time.
