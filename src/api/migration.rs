@@ -6,7 +6,7 @@ use super::arguments::{Arguments, Type, may, need};
 use super::fault::{ApiFault, Result};
 use super::value::{from_json, structure, text};
 use super::verb::{Kind, Origin, Row, Verb, nil};
-use super::vm::known;
+use super::vm::{ids, known};
 use crate::host::peer;
 use crate::job::JobRecord;
 use crate::model::{MigrationId, VmId};
@@ -85,7 +85,8 @@ fn migrate_vm<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxF
 
 fn setup_target<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        api.operations.would_take(arguments.parse("vm_id")?)?;
+        let (_, vm) = ids(arguments)?;
+        api.operations.would_take(vm)?;
         Ok(Value::Nil.into())
     }
     .boxed()
@@ -97,7 +98,8 @@ fn cleanup_target<'a>(
     _: &'a Caller,
 ) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        api.operations.forget_preparation(arguments.parse("vm_id")?);
+        let (_, vm) = ids(arguments)?;
+        api.operations.forget_preparation(vm);
         Ok(Value::Nil.into())
     }
     .boxed()
