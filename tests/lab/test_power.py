@@ -12,7 +12,7 @@ class Power(LabCase):
         """A VM that is to be started by itself, and one that is not, both running."""
         made = {}
         for name, enabled in (("by-itself", True), ("by-hand", False)):
-            vm, _ = self.create(name)
+            vm, _ = self.create(name, disk=enabled, vif=enabled)
             self.proxy.vm_autostart(vm, enabled)
             self.proxy.start_vm(REPO, vm)
             self.up(name)
