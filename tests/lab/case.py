@@ -85,9 +85,11 @@ def deployed(name, **how):
         node.sh("/lab/deploy")
         agent.start()
         return agent
-    node.up(**how)
+    began = time.monotonic()
+    booted_s = node.up(**how)
     agent = Agent(node)
     agent.start()
+    print(f"    node {name}: up after {booted_s:.1f} s, dom0d answers after {time.monotonic() - began:.1f} s", flush=True)
     return agent
 
 
