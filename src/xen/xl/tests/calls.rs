@@ -77,6 +77,17 @@ async fn an_xl_that_hangs_is_killed_at_its_deadline_with_all_that_it_started() {
 }
 
 #[tokio::test]
+async fn the_last_words_of_an_xl_that_was_killed_at_its_deadline_are_kept() {
+    let fake = Fake::new(&[LIST, ("create", "echo killing execution of vif-bridge >&2; exec sleep 1000")]);
+    let xl = fake.open(SHORT).await;
+    let runner = super::super::run::Runner::new(fake.path("xl"));
+    let told = runner.xl_or_words(&["create"], super::super::run::Leaves::Nothing, SHORT).await;
+    let (error, words) = told.unwrap_err();
+    assert_eq!((error, words.as_str()), (ToolstackError::Timeout, "killing execution of vif-bridge"));
+    assert_eq!(xl.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn an_xl_that_hangs_about_one_domain_delays_no_call_about_another() {
     let pause = "if [ $2 = 6 ]; then echo $$ > hangs; exec sleep 1000; fi; sed s/-b----/--p---/ listing > less; mv less listing";
     let fake = Fake::new(&[LIST, ("pause", pause)]);
