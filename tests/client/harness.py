@@ -39,7 +39,7 @@ def binary(name):
     for place in places:
         if place.exists():
             return str(place)
-    raise unittest.SkipTest(f"{name} is not built: {places}")
+    raise AssertionError(f"{name} is not built: {places}")
 
 
 def wait_for(what, condition):

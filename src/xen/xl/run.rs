@@ -2,8 +2,10 @@
 //! of their own, a deadline after which the whole family is killed, and bounded output.
 //!
 //! A call that leaves processes behind (a device model, a hotplug script), or that must outlive the daemon, runs
-//! in a scope of its own where systemd runs: outside the daemon's cgroup, its sandbox and its life. Elsewhere its
-//! own process group is enough.
+//! in a scope of its own where systemd runs: outside the daemon's cgroup, its limits and its life. Elsewhere its
+//! own process group is enough. What the service's unit takes away for good (system calls, capabilities) a scope
+//! does not give back, so the unit takes only what device models and hotplug scripts never need; a transient
+//! service would, but systemd makes one with streams of ours only over D-Bus, which not every dom0 has.
 //!
 //! The family is found by parenthood and not by the group alone: libxl starts hotplug scripts in sessions of
 //! their own. Each member is stopped before its children are looked for, so that none can be reaped, and its
