@@ -4,6 +4,7 @@ itself, where `xl` and XenStore tell what is true.
 
 import os
 import pathlib
+import random
 import shutil
 import socket
 import subprocess
@@ -202,6 +203,11 @@ class Agent(harness.Daemon):
         return [int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()]
 
 
+def mac():
+    """An address that a VM which a broken-off run has left does not have."""
+    return "00:16:3e:" + ":".join(f"{random.randrange(256):02x}" for _ in range(3))
+
+
 def guest(agent, name, kind="pvh", *, disk=True, vif=True, more=""):
     """(id, parameters of create_vm) of a test guest, whose disk is made."""
     vm = str(uuid.uuid4())
@@ -213,7 +219,7 @@ def guest(agent, name, kind="pvh", *, disk=True, vif=True, more=""):
         "vcpus": 1,
         "maxvcpus": 2,
         "disk": [f"file:{agent.disk(vm)},xvda,w"] if disk else [],
-        "vif": [f"mac={harness.mac()},bridge=xenbr0"] if vif else [],
+        "vif": [f"mac={mac()},bridge=xenbr0"] if vif else [],
         "vfb": [],
         "on_poweroff": "destroy",
         "on_reboot": "restart",
@@ -239,6 +245,9 @@ class LabCase(unittest.TestCase):
         cls.node = cls.agent.node
         cls.addClassCleanup(cls.agent.stop)
         cls.proxy = cls.agent.proxy()
+        # Of a run that was broken off on a warm node.
+        for left in cls.proxy.vm_list():
+            cls.remove(left["uuid"])
 
     def setUp(self):
         began = time.monotonic()
@@ -253,8 +262,9 @@ class LabCase(unittest.TestCase):
         self.addCleanup(self.remove, vm)
         return vm, all_params
 
-    def remove(self, vm):
-        proxy = self.agent.proxy()
+    @classmethod
+    def remove(cls, vm):
+        proxy = cls.agent.proxy()
         known = {one["uuid"]: one["state"] for one in proxy.vm_list()}
         if known.get(vm) in ("running", "paused", "ended"):
             proxy.stop_vm(REPO, vm, True)

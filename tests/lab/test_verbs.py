@@ -4,7 +4,7 @@ one thing; whether it happened is asked of `xl`, of XenStore, and of the guest, 
 import unittest
 import xmlrpc.client
 
-from case import DISKS, PATIENCE_S, REPO, LabCase, harness
+from case import DISKS, PATIENCE_S, REPO, LabCase, mac
 from nodes import wait_for
 
 ALIVE = "^[r-][b-]----$"
@@ -106,7 +106,7 @@ class EveryVerb(LabCase):
         vm, params = self.started(name)
         self.sees(name, disks="xvda", vifs="eth0")
         self.agent.disk(f"{vm}-data")
-        disk, vif = f"file:{DISKS}/{vm}-data.raw,xvdb,w", f"mac={harness.mac()},bridge=xenbr0"
+        disk, vif = f"file:{DISKS}/{vm}-data.raw,xvdb,w", f"mac={mac()},bridge=xenbr0"
         self.timed("configure_vm, disk", self.proxy.configure_vm, REPO, vm, {"disk": params["disk"] + [disk]})
         self.sees(name, disks="xvda,xvdb")
         self.timed("configure_vm, vif", self.proxy.configure_vm, REPO, vm, {"vif": params["vif"] + [vif]})
