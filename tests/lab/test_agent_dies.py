@@ -117,11 +117,12 @@ class AgentDies(LabCase):
     def killed_in_each_step(self, verb, wanted, params):
         chance = random.Random(7)
         pauses = [0.0, 0.3, 1.0, 2.5] if LONG else []
-        vm, _, arguments = self.prepared(verb, wanted, params)
+        devices = verb == "start_vm"
+        vm, _, arguments = self.prepared(verb, wanted, params, devices)
         for number in range(len(self.steps_of(verb, arguments))):
             for pause_s in pauses + [chance.uniform(0.1, 1.5)]:
                 with self.subTest(step=number, pause_s=pause_s):
-                    vm, name, arguments = self.prepared(verb, wanted, params)
+                    vm, name, arguments = self.prepared(verb, wanted, params, devices)
                     self.killed_at(verb, arguments, number, pause_s)
                     self.agrees(vm, name)
 
