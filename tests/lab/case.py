@@ -26,6 +26,19 @@ DISKS = harness.DISKS
 KERNELS = "/var/lib/dom0d/kernels"
 STATE = "/var/lib/dom0d"
 
+# The newest tick of a guest's console, for Node.wait.
+TICK = r"""
+tick() {
+  local at lines
+  n=0 line=
+  [ -e "/var/log/xen/guest-$1.log" ] || return 0
+  mapfile -t lines <"/var/log/xen/guest-$1.log"
+  for ((at = ${#lines[@]} - 1; at >= 0; at--)); do
+    line=${lines[at]%$'\r'}
+    [[ $line =~ ^TICK\ ([0-9]+)\  ]] && n=${BASH_REMATCH[1]} && return
+  done
+}"""
+
 socket.setdefaulttimeout(900)
 
 
@@ -107,6 +120,23 @@ class Agent(harness.Daemon):
         self.wait()
         return time.monotonic() - began
 
+    def start_dying(self, point):
+        """Starts the daemon so that it ends, as if killed, at a commit to its store (`7:before`, `7:after`). Whether it
+        lived until it answered."""
+        toolstack = os.environ.get("DOM0D_LAB_TOOLSTACK", "xl")
+        self.node.sh(
+            "setsid bash -c 'echo $$ >/run/dom0d.lab.pid; exec /usr/sbin/dom0d --dev --config /etc/dom0d/dom0d.toml "
+            f"--toolstack {toolstack} --kernel linux --host linux --state-dir {STATE} --listen 0.0.0.0:8899 "
+            f"--die-at-commit {point}' </dev/null >>/var/log/dom0d.log 2>&1 & until [ -s /run/dom0d.lab.pid ]; do :; done"
+        )
+        return nodes.wait_for("the daemon to answer or die", lambda: self.alive_or_dead(), PATIENCE_S, 0.2) == "alive"
+
+    def alive_or_dead(self):
+        try:
+            return "alive" if self.raw("echo", "lab") else None
+        except OSError:
+            return None if self.pid() else "dead"
+
     def wait(self):
         """Waits until the daemon answers."""
         nodes.wait_for(f"dom0d of node {self.node.name}; its log: {self.node.folder}", self.answers, PATIENCE_S, 0.2)
@@ -165,7 +195,7 @@ class Agent(harness.Daemon):
         return self.node.sh(f"cat /var/log/xen/guest-{name}.log 2>/dev/null || true")
 
     def ticks(self, name):
-        """The numbers of a guest's ticks, as its console told them."""
+        """The numbers of a guest's ticks, as its console told them, since that was first opened."""
         words = [line.split() for line in self.console(name).splitlines() if line.startswith("TICK ")]
         return [int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()]
 
@@ -231,17 +261,17 @@ class LabCase(unittest.TestCase):
 
     def up(self, name):
         """Waits until a guest has said that it is up, and answers its newest tick."""
-        return nodes.wait_for(f"guest {name} to tick", lambda: (self.agent.ticks(name) or [0])[-1], PATIENCE_S, 0.5)
+        return self.tick(name, "[ $n -gt 0 ]")
 
     def ticks_on(self, name):
-        """Waits until a guest has ticked again."""
-        last = (self.agent.ticks(name) or [0])[-1]
+        """Waits until a guest has ticked again, and answers that tick."""
+        # Its number is less after a boot.
+        return self.tick(name, "{ [ $n -gt 0 ] && [ $n -ne ${first:=$n} ]; }")
 
-        def further():
-            now = (self.agent.ticks(name) or [0])[-1]
-            return now if now > last or 0 < now < last else None
-
-        return nodes.wait_for(f"guest {name} to go on", further, PATIENCE_S, 0.5)
+    def tick(self, name, condition):
+        """Waits until a condition holds of the guest's newest tick: n is its number, line its words. Answers n."""
+        told = self.node.wait(f"guest {name}: {condition}", f"tick '{name}' && {condition} && echo $n", PATIENCE_S, TICK)
+        return int(told)
 
     def running(self, name):
         return next((vm for vm in self.proxy.list_vms() if vm["name"] == name), None)

@@ -251,6 +251,21 @@ class Node:
             raise CommandFailed(script, result.code, result.output)
         return result.output
 
+    def wait(self, what, condition, patience_s=60, functions=""):
+        """Waits in dom0 until a condition holds, and answers what it printed then. Bash that starts no program costs
+        an emulated dom0 nothing; asking it again and again from here would take it from its guests."""
+        script = f"""{functions}
+exec {{nap}}<> <(:)
+until {condition}; do
+  [ $SECONDS -lt {patience_s} ] || exit 99
+  read -rt 0.2 -u $nap
+done
+exit 0"""
+        done = self.run(script, patience_s + 30)
+        if done.code:
+            raise LabError(f"waited {patience_s} s for {what}: exit code {done.code}: {done.output}")
+        return done.output.strip()
+
     def put(self, source, path, mode="755"):
         """A file into dom0."""
         passing = self.share / f"put.{os.getpid()}"

@@ -22,8 +22,8 @@ class Power(LabCase):
     def after_the_boot(self, made, before):
         self.assertNotEqual(self.boot_id(), before)
         # The console's log of the last boot is the same file.
-        wait_for("autostart", lambda: "by-itself" in self.agent.domains(), PATIENCE_S, 0.5)
-        wait_for("its record", lambda: self.state(made["by-itself"]) == "running", PATIENCE_S, 0.5)
+        wait_for("autostart", lambda: "by-itself" in self.agent.domains(), PATIENCE_S, 1)
+        wait_for("its record", lambda: self.state(made["by-itself"]) == "running", PATIENCE_S, 1)
         self.assertEqual(self.state(made["by-hand"]), "off")
         found = self.proxy.vm_adopted()
         self.assertEqual(found["boot"], "new")

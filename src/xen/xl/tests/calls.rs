@@ -186,6 +186,17 @@ async fn a_create_that_hangs_is_killed_and_nothing_is_left_of_it() {
 }
 
 #[tokio::test]
+async fn a_destroy_that_waits_for_a_hotplug_script_is_given_the_time_to_take_the_domain() {
+    let create = format!("printf '%s' '{}' >> listing; echo the script hangs >&2; exit 3", line("--p---", "-"));
+    let destroy = "sleep 2; head -n 2 listing > less; mv less listing";
+    let fake = Fake::new(&[LIST, ("create", &create), ("destroy", destroy)]);
+    let xl = fake.open(SHORT).await;
+    let error = xl.create(&config(), false).await;
+    assert!(failed(&error).contains("the script hangs"), "{error:?}");
+    assert_eq!(xl.find(config().vm).await, Ok(None), "the domain is not leaked");
+}
+
+#[tokio::test]
 async fn a_domain_that_was_there_before_is_refused_and_not_touched() {
     let fake = Fake::new(&[LIST, ("create", "exit 0"), ("destroy", "exit 0")]);
     let xl = fake.open(LONG).await;
