@@ -6,7 +6,7 @@ use super::arguments::{Arguments, Type, may, need};
 use super::fault::{ApiFault, Result};
 use super::value::{from_json, structure, text};
 use super::verb::{Kind, Origin, Row, Verb, nil};
-use super::vm::known;
+use super::vm::{ids, known};
 use crate::host::peer;
 use crate::job::JobRecord;
 use crate::model::{MigrationId, VmId};
@@ -36,7 +36,7 @@ const DIALECT: &[Row] = &[
 const OWN: &[Row] = &[
     Row::new("migration_list", &[], "array", Role::Viewer, Kind::Read(migration_list),
         "VMs of which it is not settled who runs them: those that have arrived and wait for their source's word, and those that were handed over and not settled."),
-    Row::new("migration_resolve", &[need("vm_id", Type::Text, ""), need("action", Type::Text, "run: it is this host's; destroy: it is the other host's, and what is here goes")], "any", Role::Admin,
+    Row::new("migration_resolve", &[need("vm_id", Type::Text, "the VM's id: 32 hex digits, with or without dashes"), need("action", Type::Text, "run: it is this host's; destroy: it is the other host's, and what is here goes")], "any", Role::Admin,
         Kind::Job(migration_resolve, result), "A human decides an undecided migration, because the other host is lost. The risk: if `run` is said on both hosts, or `run` here while the other runs it, the VM runs twice and ruins its disks; if `destroy` is said on both, its memory is gone."),
 ];
 
@@ -85,7 +85,8 @@ fn migrate_vm<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxF
 
 fn setup_target<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        api.operations.would_take(arguments.parse("vm_id")?)?;
+        let (_, vm) = ids(arguments)?;
+        api.operations.would_take(vm)?;
         Ok(Value::Nil.into())
     }
     .boxed()
@@ -97,7 +98,8 @@ fn cleanup_target<'a>(
     _: &'a Caller,
 ) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        api.operations.forget_preparation(arguments.parse("vm_id")?);
+        let (_, vm) = ids(arguments)?;
+        api.operations.forget_preparation(vm);
         Ok(Value::Nil.into())
     }
     .boxed()

@@ -19,7 +19,7 @@ const ADDRESS: super::arguments::Param = need(
 
 #[rustfmt::skip]
 const OWN: &[Row] = &[
-    Row::new("peer_add", &[ADDRESS, need("fingerprint", Type::Text, "SHA-256 of the peer's CA certificate (dom0ctl host fingerprint there tells it), or of its server certificate")], "nil", Role::Admin,
+    Row::new("peer_add", &[ADDRESS, need("fingerprint", Type::Text, "SHA-256 of the peer's CA certificate (ca_fingerprint of certificate_get there), or of its server certificate")], "nil", Role::Admin,
         Kind::Job(peer_add, nil), "Trusts another host: VMs may go there and come from there. The other host must trust this one too. One that is there already gets the new fingerprint."),
     Row::new("peer_list", &[], "array", Role::Viewer, Kind::Read(peer_list), "All peers, by address."),
     Row::new("peer_remove", &[ADDRESS], "nil", Role::Admin,

@@ -86,7 +86,7 @@ pub fn verbs_of(action: Action) -> impl Iterator<Item = &'static str> {
     DIALECT.iter().filter(move |row| row.action == Some(action)).map(|row| row.name)
 }
 
-fn ids(arguments: &Arguments) -> Result<(RepoId, VmId)> {
+pub(super) fn ids(arguments: &Arguments) -> Result<(RepoId, VmId)> {
     Ok((arguments.parse("repo_id")?, arguments.parse("vm_id")?))
 }
 

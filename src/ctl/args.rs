@@ -42,6 +42,12 @@ pub enum Command {
     /// Virtual machines; VM is a name or a UUID
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Other hosts, to which VMs go and from which they come
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// VMs on their way of which it is not settled who runs them
+    #[command(subcommand)]
+    Migration(MigrationCommand),
     /// Jobs: every change is one
     #[command(subcommand)]
     Job(JobCommand),
@@ -185,6 +191,16 @@ pub enum VmCommand {
         #[arg(long)]
         paused: bool,
     },
+    /// Take it to another host, which must be a peer (`peer list`)
+    Migrate {
+        #[command(flatten)]
+        target: VmChange,
+        /// The peer: HOST or HOST:PORT
+        dest: String,
+        /// Let it stand still while its memory is sent
+        #[arg(long)]
+        no_live: bool,
+    },
     /// Remove a VM that is off from the record; its disks stay
     Delete(VmChange),
     /// Whether it is started after the host's boot, if it ran when the host went down
@@ -209,6 +225,48 @@ pub enum VmCommand {
         #[arg(long, value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PeerCommand {
+    /// All peers
+    List,
+    /// Trust another host, which must trust this one too
+    Add {
+        /// HOST or HOST:PORT, as this host reaches it
+        address: String,
+        /// The ca_fingerprint that `dom0ctl certificate show` tells there
+        fingerprint: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Trust it no more
+    Remove {
+        address: String,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MigrationCommand {
+    /// Those that wait for evidence
+    List,
+    /// Decide because the other host is lost: said wrongly, or on both hosts, a VM runs twice or its memory is gone
+    Resolve {
+        /// Its UUID or name
+        vm: String,
+        /// run: it is this host's; destroy: it is the other host's
+        settle: Settle,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Settle {
+    Run,
+    Destroy,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -116,9 +116,14 @@ fn name_of(text: &str) -> &str {
 fn exit_of(name: &str) -> Exit {
     match name {
         "UNKNOWN_VERB" | "INVALID_PARAMETER" => Exit::Usage,
-        "VM_EXISTS" | "VM_STATE" | "LOCKED" | "CONFLICT" | "QUEUE_FULL" | "IDEMPOTENCY_CONFLICT" => {
-            Exit::Conflict
-        }
+        "VM_EXISTS"
+        | "VM_STATE"
+        | "LOCKED"
+        | "CONFLICT"
+        | "QUEUE_FULL"
+        | "IDEMPOTENCY_CONFLICT"
+        | "MIGRATION_REFUSED"
+        | "MIGRATION_LIMIT" => Exit::Conflict,
         "JOB_DEADLINE" | "JOB_STILL_RUNNING" | "TOOLSTACK_TIMEOUT" => Exit::TimedOut,
         "REFUSED_UNSAFE" => Exit::Unsafe,
         // The daemon ends and takes no more: the same to a script as one that has ended.
@@ -140,6 +145,9 @@ fn hint_of(name: &str) -> Option<&'static str> {
         "JOB_STILL_RUNNING" => "the job goes on; dom0ctl job list --state running",
         "UNKNOWN_VERB" => "dom0ctl verb list",
         "INVALID_PARAMETER" => "dom0ctl verb help VERB",
+        "PEER_NOT_FOUND" => "dom0ctl peer list",
+        "PEER_UNREACHABLE" => "each host must be the other's peer: dom0ctl peer list there too",
+        "MIGRATION_UNDECIDED" => "dom0ctl migration list; it is settled when the other host is back",
         "STORE_READ_ONLY" => "dom0ctl store check says why",
         "DISK_FULL" => "free some space in the state folder; stopping VMs still works",
         "STOPPING" => "the daemon is stopping; try again when it has started",
@@ -158,6 +166,9 @@ mod tests {
             ("JOB_NOT_FOUND", Exit::NotFound),
             ("VM_EXISTS", Exit::Conflict),
             ("VM_STATE", Exit::Conflict),
+            ("MIGRATION_REFUSED", Exit::Conflict),
+            ("MIGRATION_UNDECIDED", Exit::Failed),
+            ("PEER_NOT_FOUND", Exit::NotFound),
             ("LOCKED", Exit::Conflict),
             ("CONFLICT", Exit::Conflict),
             ("QUEUE_FULL", Exit::Conflict),

@@ -17,6 +17,7 @@ mod event;
 mod host;
 mod job;
 mod output;
+mod peer;
 mod rpc;
 mod store;
 mod values;
@@ -103,6 +104,8 @@ async fn execute(command: Command, session: &mut Session<'_>) -> Result<(), CtlE
         Command::Ownership(command) => host::ownership(session, command).await,
         Command::Certificate(command) => host::certificate(session, command).await,
         Command::Vm(command) => vm::execute(session, command).await,
+        Command::Peer(command) => peer::peers(session, command).await,
+        Command::Migration(command) => peer::migrations(session, command).await,
         Command::Job(JobCommand::List(filter)) => job::list(session, filter).await,
         Command::Job(JobCommand::Show { id }) => job::show(session, id).await,
         Command::Job(JobCommand::Wait { id }) => job::wait(session, id).await,

@@ -57,6 +57,13 @@ pub async fn execute(session: &mut Session<'_>, command: VmCommand) -> Result<()
         VmCommand::Restore { target, paused } => {
             act(session, "restore_vm", &target, Some(Value::Bool(paused))).await
         }
+        VmCommand::Migrate { target, dest, no_live } => {
+            let found = find(session, &target.vm).await?;
+            let dest = Value::from(dest);
+            let params =
+                vec![Value::from(found.repo_id), Value::from(found.uuid), dest, Value::Bool(!no_live)];
+            job::change(session, "migrate_vm", params, &target.change).await.map(drop)
+        }
         VmCommand::Delete(target) => act(session, "delete_vm", &target, None).await,
         VmCommand::Autostart { target, enabled, order, delay } => {
             let found = find(session, &target.vm).await?;
@@ -100,24 +107,34 @@ async fn adopted(session: &mut Session<'_>) -> Result<(), CtlError> {
 /// The VM of that UUID, or else of that name.
 async fn find(session: &mut Session<'_>, named: &str) -> Result<Found, CtlError> {
     let vms = session.read("vm_list", &[]).await?;
-    let Value::Array(vms) = &vms else {
-        return Err(CtlError::Answer { verb: "vm_list".to_owned(), problem: "no list".to_owned() });
-    };
+    let uuid = among(&vms, ("uuid", "name"), named)?;
+    let Value::Array(all) = &vms else { return Err(no_list()) };
+    let repo_id = all.iter().find(|vm| text(vm, "uuid") == uuid).map_or("", |vm| text(vm, "repo_id"));
+    Ok(Found { repo_id: repo_id.to_owned(), uuid })
+}
+
+/// The UUID of the one row of `rows` that has this UUID, or else this name, in these columns.
+pub(super) fn among(rows: &Value, (uuid, name): (&str, &str), named: &str) -> Result<String, CtlError> {
+    let Value::Array(rows) = rows else { return Err(no_list()) };
     let id = VmId::parse(named).ok();
-    let of_id = |vm: &&Value| id.is_some() && VmId::parse(text(vm, "uuid")).ok() == id;
-    let mut found: Vec<&Value> = vms.iter().filter(of_id).collect();
+    let of_id = |vm: &&Value| id.is_some() && VmId::parse(text(vm, uuid)).ok() == id;
+    let mut found: Vec<&Value> = rows.iter().filter(of_id).collect();
     if found.is_empty() {
-        found = vms.iter().filter(|vm| text(vm, "name") == named).collect();
+        found = rows.iter().filter(|vm| text(vm, name) == named).collect();
     }
     match found.as_slice() {
         [] => Err(CtlError::NotFound(format!("no VM has the name or UUID {named:?}"))),
-        [vm] => Ok(Found { repo_id: text(vm, "repo_id").to_owned(), uuid: text(vm, "uuid").to_owned() }),
+        [vm] => Ok(text(vm, uuid).to_owned()),
         several => {
-            let uuids: Vec<&str> = several.iter().map(|vm| text(vm, "uuid")).collect();
+            let uuids: Vec<&str> = several.iter().map(|vm| text(vm, uuid)).collect();
             let problem = format!("{} VMs have the name {named:?}", several.len());
             Err(CtlError::Usage(format!("{problem}; say which by its UUID: {}", uuids.join(", "))))
         }
     }
+}
+
+fn no_list() -> CtlError {
+    CtlError::Answer { verb: "vm_list".to_owned(), problem: "no list".to_owned() }
 }
 
 /// A verb of the dialect on one VM: (repo_id, vm_id[, one more]).

@@ -1,3 +1,5 @@
+//! The judge by a table, and by every order in which things can happen on two hosts.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -203,15 +203,16 @@ impl Registry {
     pub fn observe(&self, stamp: u64, domains: Vec<DomainInfo>) -> Vec<Change> {
         let mut inner = self.write();
         let mut changes = Vec::new();
-        let mut old = std::mem::take(&mut inner.domains);
-        let newer: Vec<_> = old.extract_if(.., |_, (_, generation)| *generation > stamp).collect();
+        let (newer, mut old): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut inner.domains)
+            .into_iter()
+            .partition(|(_, (_, generation))| *generation > stamp);
         let gone: HashSet<DomId> = inner
             .gone
             .iter()
             .filter(|(_, generation)| *generation > stamp)
             .map(|(domid, _)| *domid)
             .collect();
-        let overtaken = |domid| gone.contains(&domid) || newer.iter().any(|(newer, _)| *newer == domid);
+        let overtaken = |domid| gone.contains(&domid) || newer.contains_key(&domid);
         for info in domains.into_iter().filter(|info| !overtaken(info.domid)) {
             let domid = info.domid;
             let entry = match old.remove(&domid) {

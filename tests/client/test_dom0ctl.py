@@ -120,6 +120,15 @@ class EveryCommand(CtlCase):
         found = self.both("vm", "adopted")
         self.assertEqual((found["boot"], found["counts"]["adopted"]), ("same", 0))
 
+        self.do("peer", "add", "192.0.2.7", "ab" * 32)
+        self.assertEqual([peer["address"] for peer in self.both("peer", "list")], ["192.0.2.7:8899"])
+        self.do("vm", "migrate", "toml", "192.0.2.8", code=NOT_FOUND)
+        self.do("vm", "migrate", "toml", "192.0.2.7", "--no-live", code=CONFLICT)  # it is off
+        self.do("peer", "remove", "192.0.2.7")
+        self.do("peer", "remove", "192.0.2.7", code=NOT_FOUND)
+        self.assertEqual(self.both("migration", "list"), [])
+        self.do("migration", "resolve", "toml", "destroy", code=NOT_FOUND)
+
         self.do("vm", "delete", "toml")
         self.assertEqual(self.json("vm", "list"), [])
         events = self.both("event", "list", "--limit", "5")

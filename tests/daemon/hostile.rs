@@ -1,6 +1,7 @@
 //! Hostile values in every text that a verb takes: each is refused by a fault that names the parameter, or kept
 //! as the inert text that it is. None crashes the daemon, none starts a process, none touches a file.
 
+use crate::pair::Pair;
 use crate::support::*;
 use dom0d::api::value::{int, structure, text, texts};
 use dom0d::model::VmId;
@@ -81,6 +82,11 @@ fn good(verb: &str, vm: VmId) -> BTreeMap<String, Value> {
         ("enable_ha", Value::Bool(true)),
         ("params", structure([])),
         ("value", text("x")),
+        ("document", text("{}")),
+        ("address", text("127.0.0.1:1")),
+        ("fingerprint", text("ab".repeat(32))),
+        ("action", text("run")),
+        ("dest", text("127.0.0.1:1")),
         ("verb", text("sleep")),
         ("method", text("echo")),
         ("id", int(1)),
@@ -96,6 +102,9 @@ fn good(verb: &str, vm: VmId) -> BTreeMap<String, Value> {
     if verb == "job_submit" {
         values.insert("params".to_owned(), Value::Array(vec![int(0)]));
     }
+    if verb.starts_with("migration_") {
+        values.insert("id".to_owned(), text(vm));
+    }
     if verb == "set_datetime" {
         values.extend(["year", "month", "day", "hour", "min", "sec"].map(|name| (name.to_owned(), int(1))));
     }
@@ -109,6 +118,10 @@ const NAMES_NOTHING: &[(&str, &str, &str)] = &[
     ("system.methodHelp", "method", "UNKNOWN_VERB"),
     ("system.methodSignature", "method", "UNKNOWN_VERB"),
     ("get_log", "loglist", "NOT_AVAILABLE"),
+    ("migrate_vm", "dest", "PEER_NOT_FOUND"),
+    ("migration_prepare", "document", "MIGRATION_REFUSED"),
+    ("peer_add", "address", "PEER_EXISTS"),
+    ("peer_remove", "address", "PEER_NOT_FOUND"),
     ("ovs_domU_stats", "vm", "VM_NOT_FOUND"),
 ];
 
@@ -177,16 +190,17 @@ fn children(daemon: &Daemon) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_texts_in_every_parameter_are_refused_by_name_or_kept_as_inert_text() {
-    let home = Home::new();
-    let daemon = home.start().await;
-    let mut caller = daemon.local();
+    let pair = Pair::new().await;
+    let (home, daemon) = (&pair.b.home, pair.b.daemon.as_ref().unwrap());
+    let (mut local, mut peer) = (daemon.local(), pair.peer_of_b().await);
     let vm = VmId::random();
-    caller.create(vm).await;
-    caller.on_vm("start_vm", vm).await;
+    local.create(vm).await;
+    local.on_vm("start_vm", vm).await;
     let canary = home.path("canary");
     let mut complaints = Vec::new();
     let mut count = 0;
-    for verb in list(&caller.ask("verb_list", &[]).await) {
+    for verb in list(&local.ask("verb_list", &[]).await) {
+        let caller = if string(field(verb, "role")) == "peer" { &mut peer } else { &mut local };
         let name = string(field(verb, "name"));
         let params: Vec<(String, String)> = list(field(verb, "params"))
             .iter()
@@ -216,14 +230,14 @@ async fn hostile_texts_in_every_parameter_are_refused_by_name_or_kept_as_inert_t
                 if name == "echo" {
                     assert_eq!(answer.unwrap(), hostile);
                 }
-                assert_eq!(children(&daemon), Vec::<String>::new(), "{name}({param}: {value:?})");
+                assert_eq!(children(daemon), Vec::<String>::new(), "{name}({param}: {value:?})");
             }
         }
     }
     println!("{count} hostile texts");
     assert!(!canary.exists());
     assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
-    assert_eq!(caller.state_of(vm).await.as_deref(), Some("running"));
+    assert_eq!(local.state_of(vm).await.as_deref(), Some("running"));
     assert!(!home.log().contains("panicked"), "{}", home.log());
 }
 

@@ -3,9 +3,9 @@
 use crate::pair::*;
 use crate::support::*;
 use dom0d::api::value::{int, structure, text, texts};
-use dom0d::model::{Secret, VmId};
+use dom0d::model::VmId;
 use dom0d::sim::{Behaviour, Fate, Kind, Rule, WorldError};
-use dom0d::wire::{Client, ClientError, Credentials, ServerTrust, TlsIdentity, Value};
+use dom0d::wire::{ClientError, Value};
 use std::time::Duration;
 
 fn slow(ms: u64) -> Behaviour {
@@ -85,20 +85,10 @@ async fn a_renewed_certificate_of_the_same_ca_is_still_the_peers() {
     assert_eq!(pair.decided(vm, "renewed").await, "b");
 }
 
-/// With the certificate of one host, at the other.
-async fn as_peer(pair: &Pair) -> Caller {
-    let read = |name: &str| std::fs::read_to_string(pair.a.home.state.join("tls").join(name)).unwrap();
-    let certificate =
-        Some(TlsIdentity { chain_pem: read("server.pem"), key_pem: Secret::new(read("server.key")) });
-    let trust = ServerTrust::Fingerprint { sha256: pair.b.fingerprint().await };
-    let b = pair.b.daemon.as_ref().unwrap();
-    Caller(Client::tls(b.address, &trust, &Credentials { password: None, certificate }).unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_may_call_the_verbs_of_peers_alone_and_nobody_else_may() {
     let pair = Pair::new().await;
-    let mut peer = as_peer(&pair).await;
+    let mut peer = pair.peer_of_b().await;
     for verb in ["vm_list", "peer_list", "job_list", "host_get", "event_list"] {
         let fault = peer.call(verb, &[]).await.unwrap_err().to_string();
         assert!(fault.contains("NOT_PERMITTED") || fault.contains("INVALID"), "{verb}: {fault}");
@@ -128,7 +118,7 @@ async fn a_peer_may_call_the_verbs_of_peers_alone_and_nobody_else_may() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_document_of_a_peer_is_refused() {
     let pair = Pair::new().await;
-    let mut peer = as_peer(&pair).await;
+    let mut peer = pair.peer_of_b().await;
     let id = VmId::random();
     for bad in ["", "{}", "[]", "null", &"x".repeat(600_000), "{\"version\":1}", "<a/>", "\u{0}"] {
         let refused = peer.call("migration_prepare", &[text(id), text(bad)]).await;

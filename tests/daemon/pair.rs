@@ -4,9 +4,9 @@
 
 use crate::support::*;
 use dom0d::api::value::{structure, text};
-use dom0d::model::VmId;
+use dom0d::model::{Secret, VmId};
 use dom0d::sim::{Answer, DomainView, Handle, Request, State};
-use dom0d::wire::Value;
+use dom0d::wire::{Client, Credentials, ServerTrust, TlsIdentity, Value};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -178,6 +178,16 @@ impl Pair {
         a.trust(&b).await;
         b.trust(&a).await;
         Self { a, b }
+    }
+
+    /// The first host's certificate, at the second.
+    pub async fn peer_of_b(&self) -> Caller {
+        let read = |name: &str| std::fs::read_to_string(self.a.home.state.join("tls").join(name)).unwrap();
+        let certificate =
+            Some(TlsIdentity { chain_pem: read("server.pem"), key_pem: Secret::new(read("server.key")) });
+        let trust = ServerTrust::Fingerprint { sha256: self.b.fingerprint().await };
+        let b = self.b.daemon.as_ref().unwrap();
+        Caller(Client::tls(b.address, &trust, &Credentials { password: None, certificate }).unwrap())
     }
 
     /// A VM that runs on the first host.

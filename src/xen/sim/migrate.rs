@@ -80,7 +80,7 @@ async fn send_through(
 /// Bytes that stand for memory, over as long as it takes.
 async fn send_memory(out: &mut Box<dyn Outflow>, takes: Duration) -> Result<()> {
     const PIECES: u32 = 20;
-    const PIECE: [u8; 32 * 1024] = [0; 32 * 1024];
+    static PIECE: [u8; 32 * 1024] = [0; 32 * 1024];
     for _ in 0..PIECES {
         tokio::time::sleep(takes / PIECES).await;
         let length = PIECE.len() as u32;
