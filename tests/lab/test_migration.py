@@ -8,16 +8,18 @@ import contextlib
 import threading
 import time
 import unittest
+import uuid
 import xmlrpc.client
 
-import harness
-from case import LONG, PATIENCE_S, REPO, deployed, guest
+from case import LONG, PATIENCE_S, REPO, deployed, guest, harness
 from nodes import LabError, wait_for
 
 LINK = "lan2"
 ADDRESSES = {"a": "10.98.0.1:8899", "b": "10.98.0.2:8899"}
 OTHER = {"a": "b", "b": "a"}
-DISK = "phy:/dev/mapper/shared,xvda,w!"
+DISK = "phy:/dev/mapper/shared,xvda,w"
+# Every byte of it is sent, enciphered by an emulated CPU.
+MEMORY_MIB = 88
 # Once both hosts are back.
 DECIDED_WITHIN_S = 60
 # Longer than `stall_s` of dom0d.toml.
@@ -27,6 +29,21 @@ ROUNDS = 3 if LONG else 1
 PHASES = ("prepared", "sending", "handed over", "committed")
 # Of a migration that is being sent, something is to be under way.
 INTO_SENDING_S = 2
+# The newest tick that a guest told here, for Node.wait: it has another name while it arrives.
+NEWEST = r"""
+newest() {
+  local at file lines
+  n=0
+  for file in "/var/log/xen/guest-$1.log" "/var/log/xen/guest-$1--incoming.log"; do
+    [ -e "$file" ] || continue
+    mapfile -t lines <"$file"
+    for ((at = ${#lines[@]} - 1; at >= 0; at--)); do
+      [[ ${lines[at]} =~ ^TICK\ ([0-9]+)\  ]] || continue
+      [ ${BASH_REMATCH[1]} -gt $n ] && n=${BASH_REMATCH[1]}
+      break
+    done
+  done
+}"""
 
 
 class Pair(unittest.TestCase):
@@ -103,9 +120,10 @@ class Pair(unittest.TestCase):
         return every[-1] if every else 0
 
     def ticks_on(self, name, vm_name):
-        last = max(self.told(name, vm_name), default=0)
-        newest = lambda: max(self.told(name, vm_name), default=0)  # noqa: E731
-        return wait_for(f"guest {vm_name} to count on at {name}", lambda: newest() > last and newest(), PATIENCE_S, 0.5)
+        """Waits until the guest has counted on here."""
+        node = self.agents[name].node
+        further = f"newest '{vm_name}' && [ $n -gt ${{first:=$n}} ] && echo $n"
+        return int(node.wait(f"guest {vm_name} to count on at {name}", further, PATIENCE_S, NEWEST))
 
     def unsettled(self, vm, vm_name):
         """Why it is not yet true that it runs on exactly one node and nothing is left anywhere; else the node's name."""
@@ -160,14 +178,14 @@ class Pair(unittest.TestCase):
 
     def made(self, name, vm_name, **params):
         """A VM that runs on a node, and is gone after the test wherever it is."""
-        more = {"disk": [DISK]} | params
-        vm, all_params = guest(self.agents[name], vm_name, params.pop("kind", "pvh"), disk=False)
-        more.pop("kind", None)
-        self.ask(name).create_vm(REPO, vm, all_params | more)
+        kind = params.pop("kind", "pvh")
+        vm, all_params = guest(self.agents[name], vm_name, kind, disk=False)
+        memory = {"memory": MEMORY_MIB} if kind == "pvh" else {}
+        self.ask(name).create_vm(REPO, vm, all_params | memory | {"disk": [DISK]} | params)
         for node in OTHER:
             self.addCleanup(self.remove, node, vm)
         self.ask(name).start_vm(REPO, vm)
-        wait_for(f"guest {vm_name} to count", lambda: self.told(name, vm_name), PATIENCE_S, 0.5)
+        self.agents[name].node.wait(f"guest {vm_name} to count", f"newest '{vm_name}' && [ $n -gt 1 ]", PATIENCE_S, NEWEST)
         return vm
 
     def submitted(self, vm, source, live=True):
@@ -188,7 +206,7 @@ class Pair(unittest.TestCase):
 
 class ThereAndBack(Pair):
     def test_a_pvh_guest_goes_there_and_back_and_misses_no_tick(self):
-        name = f"tour-{harness.uuid.uuid4().hex[:4]}"
+        name = f"tour-{uuid.uuid4().hex[:4]}"
         vm = self.made("a", name, OVM_description="travels")
         before, here = self.ask("a").get_vm_config(REPO, vm), "a"
         downtimes = []
@@ -203,7 +221,7 @@ class ThereAndBack(Pair):
         print(f"    stood still: median {downtimes[len(downtimes) // 2]} ms, worst {downtimes[-1]} ms", flush=True)
 
     def test_a_guest_that_stands_still_goes_too(self):
-        name = f"still-{harness.uuid.uuid4().hex[:4]}"
+        name = f"still-{uuid.uuid4().hex[:4]}"
         vm = self.made("a", name, kind="pv")
         self.sent(vm, "a", live=False)
         self.assertEqual(self.decided(vm, name)[0], "b")
@@ -213,7 +231,7 @@ class ThereAndBack(Pair):
     def test_a_target_that_lacks_something_says_so_and_the_guest_notices_nothing(self):
         self.sh("a", "ip link show onlya >/dev/null 2>&1 || ip link add onlya type bridge; ip link set onlya up")
         self.addCleanup(self.sh, "a", "ip link del onlya")
-        name = f"stays-{harness.uuid.uuid4().hex[:4]}"
+        name = f"stays-{uuid.uuid4().hex[:4]}"
         vif = [f"mac={harness.mac()},bridge=onlya"]
         vm = self.made("a", name, vif=vif)
         self.assertIn("bridge onlya", self.refusal(vm))
@@ -241,7 +259,7 @@ class ThereAndBack(Pair):
         return words
 
     def test_a_cancelled_migration_leaves_the_guest_where_it_is(self):
-        name = f"called-{harness.uuid.uuid4().hex[:4]}"
+        name = f"called-{uuid.uuid4().hex[:4]}"
         vm = self.made("a", name)
         job = self.submitted(vm, "a")
         wait_for("something to be under way", lambda: self.ask("a").job_get(job)["progress"] >= 5, PATIENCE_S, 0.2)
@@ -284,13 +302,7 @@ class Trap:
 
 
 class SomethingDies(Pair):
-    """One guest, which every test takes where it is."""
-
-    def setUp(self):
-        super().setUp()
-        self.name = f"f22-{harness.uuid.uuid4().hex[:4]}"
-        self.here = "a"
-        self.vm = self.made("a", self.name)
+    """One guest for all phases, taken from where it is."""
 
     def strike(self, phase, victim, what, *, on=None, back=None, expect=None):
         """A migration from where the VM is; at the phase something happens; then the VM is on exactly one node."""
@@ -317,7 +329,53 @@ class SomethingDies(Pair):
         self.ticks_on(self.here, self.name)
         self.counted(self.name)
 
+    def cut_off(self, phase, victim):
+        """The power of the victim's node is cut at the phase. If the memory of the VM dies with it, the VM is off on
+        exactly one node, where it can be started anew."""
+        source, target = "a", "b"
+        name = f"cut-{uuid.uuid4().hex[:4]}"
+        vm = self.made(source, name)
+        dies = {"source": source, "target": target}[victim]
+        trap = Trap(self.agents[source], phase)
+        self.submitted(vm, source)
+        trap.sprung()
+        node = self.agents[dies].node
+        node.kill()
+        seconds = node.up()
+        self.agents[dies].wait()
+        began = time.monotonic()
+        died = (victim == "source") == (phase in ("prepared", "sending"))
+        if not died:
+            here, _ = self.decided(vm, name)
+            self.ticks_on(here, name)
+        else:
+            here = self.off(vm, name)
+        print(f"    power of the {victim} cut at {phase!r}: booted in {seconds:.1f} s, {'off' if died else 'runs'} on "
+              f"{here} after {time.monotonic() - began:.1f} s", flush=True)  # fmt: skip
+        self.assertEqual(here, source if phase in ("prepared", "sending") else target)
+        self.counted(name, lossless=False)
+        if died:
+            self.ask(here).start_vm(REPO, vm)
+            self.decided(vm, name)
+
+    def off(self, vm, vm_name):
+        """The only node that knows it, where it is off."""
+        end, seen = time.monotonic() + DECIDED_WITHIN_S, None
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError, xmlrpc.client.Error):
+                seen = {name: {one["uuid"]: one["state"] for one in self.ask(name).vm_list()}.get(vm) for name in OTHER}
+                rows = [row for name in OTHER for row in self.rows(name, vm_name)]
+                left = [why for name in OTHER for why in self.left_over(name, vm)]
+                if sorted(map(str, seen.values())) == ["None", "off"] and not rows and not left:
+                    return next(name for name in OTHER if seen[name])
+                seen = seen, rows, left
+            time.sleep(0.5)
+        raise AssertionError(f"not settled: {seen}")
+
     def each(self, strike):
+        self.name = f"f22-{uuid.uuid4().hex[:4]}"
+        self.here = "a"
+        self.vm = self.made("a", self.name)
         for _ in range(ROUNDS):
             for phase in PHASES:
                 with self.subTest(phase=phase):
@@ -344,3 +402,11 @@ class SomethingDies(Pair):
                 node.link(LINK, True)
 
         self.each(lambda phase: self.strike(phase, "link", pull))
+
+    def test_the_power_is_cut_in_the_middle(self):
+        """Of the source while memory is sent: it dies with the host. Of the target: the guest notices nothing."""
+        for victim in ("source", "target"):
+            for _ in range(ROUNDS):
+                for phase in PHASES if LONG else ["sending"]:
+                    with self.subTest(victim=victim, phase=phase):
+                        self.cut_off(phase, victim)
