@@ -5,6 +5,7 @@ Its guest counts: each number must be told once, by one of the two nodes. A numb
 twice; one that nobody tells was lost on the way."""
 
 import contextlib
+import sys
 import threading
 import time
 import unittest
@@ -12,14 +13,14 @@ import uuid
 import xmlrpc.client
 
 from case import LONG, PATIENCE_S, REPO, deployed, guest, harness
-from nodes import LabError, wait_for
+from nodes import LabError, Node, wait_for
 
 LINK = "lan2"
 ADDRESSES = {"a": "10.98.0.1:8899", "b": "10.98.0.2:8899"}
 OTHER = {"a": "b", "b": "a"}
 DISK = "phy:/dev/mapper/shared,xvda,w"
 # Every byte of it is sent, enciphered by an emulated CPU.
-MEMORY_MIB = 88
+MEMORY_MIB = 112
 # Once both hosts are back.
 DECIDED_WITHIN_S = 60
 # Longer than `stall_s` of dom0d.toml.
@@ -44,6 +45,12 @@ newest() {
     done
   done
 }"""
+
+
+def tearDownModule():
+    """Other suites need one node, and the CPU of the other."""
+    if "--warm" not in sys.argv:
+        Node("b").down()
 
 
 class Pair(unittest.TestCase):
