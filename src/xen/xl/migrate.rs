@@ -135,7 +135,8 @@ impl Xl {
                 Err(ToolstackError::Failed(format!("{why}; {}", failed(args, &words))))
             }
             (Ok(_), ToolstackError::Timeout) => {
-                Err(ToolstackError::Failed("the domain's sending stood still; it goes on here".to_owned()))
+                let why = "the domain's sending stood still; it goes on here";
+                Err(ToolstackError::Failed(format!("{why}; {}", failed(args, &words))))
             }
             (Ok(_), other) => Err(other),
         }
@@ -329,5 +330,53 @@ async fn hear(from: &mut (impl AsyncRead + Unpin), message: &[u8], limit: Durati
         Ok(Err(error)) => Err(broken("xl's pipe", &error)),
         Ok(Ok(_)) if heard == message => Ok(()),
         Ok(Ok(_)) => Err(ToolstackError::Failed("xl said something else than was expected".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stream::tests::domain;
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(120);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_domain_may_take_long_as_long_as_something_moves() {
+        let bytes = domain(r#"{"c_info":{}}"#, &[vec![7; 4096]]);
+        let (mut xl, mut from) = tokio::io::duplex(1024);
+        let (out, mut wire) = tokio::io::duplex(bytes.len());
+        let mut out: Box<dyn Outflow> = Box::new(out);
+        let sent = bytes.clone();
+        tokio::spawn(async move {
+            for piece in sent.chunks(512) {
+                tokio::time::sleep(LIMIT / 2).await;
+                xl.write_all(piece).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let began = tokio::time::Instant::now();
+        pass_domain(&mut from, &mut out, LIMIT).await.unwrap();
+        assert!(began.elapsed() > LIMIT * 2);
+        let mut passed = vec![0; bytes.len()];
+        wire.read_exact(&mut passed).await.unwrap();
+        assert_eq!(passed, bytes);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_domain_of_which_nothing_moves_is_given_up() {
+        let bytes = domain("{}", &[vec![7; 4096]]);
+        let (mut xl, mut from) = tokio::io::duplex(bytes.len());
+        // Nobody reads what is sent.
+        let (out, _wire) = tokio::io::duplex(16);
+        let mut out: Box<dyn Outflow> = Box::new(out);
+        assert!(
+            matches!(pass_domain(&mut from, &mut out, LIMIT).await, Err(ToolstackError::Timeout)),
+            "silence"
+        );
+        xl.write_all(&bytes).await.unwrap();
+        assert!(
+            matches!(pass_domain(&mut from, &mut out, LIMIT).await, Err(ToolstackError::Timeout)),
+            "no reader"
+        );
     }
 }
