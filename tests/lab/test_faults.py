@@ -152,7 +152,7 @@ class Faults(LabCase):
         job = self.proxy.job_submit("send_to_guest", [REPO, vm, {"key": "value"}])
         began = time.monotonic()
         self.assertEqual(self.proxy.echo("here"), "here")
-        self.assertEqual([one["name"] for one in self.proxy.list_vms()], ["waits"])
+        self.assertIn("waits", [one["name"] for one in self.proxy.list_vms()])
         answered_s = time.monotonic() - began
         self.node.sh(f"sleep {self.limit_s // 3}; {goes_on}")
         self.assertEqual(self.proxy.job_wait(job, PATIENCE_S)["state"], "succeeded")
