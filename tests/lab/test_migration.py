@@ -244,11 +244,10 @@ class ThereAndBack(Pair):
         self.assertIn("bridge onlya", self.refusal(vm))
         # Its memory is taken there by a domain that nobody manages.
         free = int(self.sh("b", "xl info free_memory"))
-        hog = f"/run/hog.cfg"
+        hog = "/run/hog.cfg"
         config = f'name="hog"\\ntype="pvh"\\nkernel="/var/lib/dom0d/kernels/vmlinux"\\nmemory={free - 100}\\nvcpus=1\\n'
         self.sh("b", f"printf '{config}' >{hog} && xl create -p -e {hog}")
         self.addCleanup(self.sh, "b", "xl destroy hog || true")
-        self.sh("a", "ip link show onlyb >/dev/null 2>&1 || true")
         self.ask("a").unconfigure_vm(REPO, vm, {"vif": vif})
         words = self.refusal(vm)
         self.assertIn("memory", words)
@@ -285,9 +284,10 @@ class Trap:
         self.agent, self.error = agent, None
         words = f'phase="{phase}"'
         delay = f"sleep {INTO_SENDING_S}; " if phase == "sending" else ""
+        # Not a pipe, whose end would wait for tail to write once more.
         self.script = (
-            "touch /run/trap.set; timeout 200 bash -c \"tail -n 0 -F /var/log/dom0d.log 2>/dev/null | "
-            f"grep -m 1 -q '{words.replace(chr(34), chr(92) + chr(34))}'\"; {delay}{script}"
+            f"touch /run/trap.set; timeout {PATIENCE_S} bash -c "
+            f"'grep -m 1 -q \"$0\" <(tail -n 0 -F /var/log/dom0d.log 2>/dev/null)' '{words}' && {{ {delay}{script}; }}"
         )
         agent.node.sh("rm -f /run/trap.set")
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -298,12 +298,12 @@ class Trap:
 
     def _run(self):
         try:
-            self.agent.node.sh(self.script, 300)
+            self.agent.node.sh(self.script, PATIENCE_S + 60)
         except (OSError, LabError) as error:
             self.error = error
 
     def sprung(self):
-        self.thread.join(300)
+        self.thread.join(PATIENCE_S + 60)
         if self.error:
             raise self.error
 
