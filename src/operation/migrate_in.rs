@@ -340,6 +340,7 @@ impl Operations {
             return Err(JobFault::new("MIGRATION_FAILED", "the stream ended with the agent"));
         };
         let stall = Duration::from_secs(self.settings.migration.stall_s);
+        tracing::info!(%vm, migration = %id, phase = "receiving", "a VM is on its way in");
         let (input, mut receiving) = migrate_stream::receive(stream, stall);
         let cut = receiving.cut();
         let arrived = {
@@ -381,6 +382,8 @@ impl Operations {
         receiving.is_whole(WHOLE_WITHIN).await.map_err(|why| JobFault::new("MIGRATION_FAILED", why))?;
         self.check_arrived(domid, document).await?;
         self.write_arrival(document, source, context).await?;
+        let (vm, migration) = (document.record.id(), document.id);
+        tracing::info!(%vm, %migration, phase = "whole", "a VM is on its way in");
         Ok(domid)
     }
 
@@ -526,7 +529,11 @@ impl Operations {
         outcome.writes.delete(&ARRIVALS, &id);
         outcome.writes.put(&OUTCOMES, &id, &ended);
         let before = outcome.then.take();
-        let forget = self.hook(move |operations| drop(operations.moves.inner().arrivals.remove(&id)));
+        let forget = self.hook(move |operations| {
+            operations.moves.inner().arrivals.remove(&id);
+            let phase = if committed { "taken over" } else { "given up" };
+            tracing::info!(%vm, migration = %id, phase, "a VM is on its way in");
+        });
         outcome.then = Some(Box::new(move || {
             before.into_iter().chain(forget).for_each(|then| then());
         }));

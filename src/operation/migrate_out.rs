@@ -49,6 +49,13 @@ pub struct Going {
     pub dest: String,
 }
 
+impl Going {
+    /// For the log: how far it has come.
+    fn phase(&self, phase: &str) {
+        tracing::info!(vm = %self.vm, migration = %self.id, dest = self.dest, phase, "a VM is on its way out");
+    }
+}
+
 /// Stands between the toolstack and the store at the handover.
 struct Handing {
     operations: Arc<Operations>,
@@ -81,6 +88,7 @@ impl Handover for Handing {
     async fn hand_over(&self) -> bool {
         let still = Timestamp::now();
         self.still.store(still.0, Ordering::SeqCst);
+        self.going.phase("all sent");
         if let Err(why) = self.sending.finish(self.limit).await {
             return self.refuse(why);
         }
@@ -108,6 +116,7 @@ impl Handover for Handing {
             return self.refuse("it was called off");
         }
         self.handed_over.store(true, Ordering::SeqCst);
+        self.going.phase("handed over");
         true
     }
 }
@@ -142,7 +151,7 @@ impl Operations {
         let params = vec![going.id.as_str(), text];
         let answer = self.link().map_err(unreachable(&peer))?;
         let answer = answer.call(&peer, "migration_prepare", params, PREPARE_LIMIT).await;
-        answer.map(|_| Outcome::done()).map_err(|error| match error {
+        answer.map(|_| going.phase("prepared")).map(|()| Outcome::done()).map_err(|error| match error {
             LinkError::Fault { name, text } => {
                 let text = format!("{} cannot take the VM: {name}: {text}", peer.address);
                 JobFault::refusal("MIGRATION_REFUSED", text)
@@ -197,6 +206,7 @@ impl Operations {
         let stall = Duration::from_secs(settings.stall_s);
         let link = self.link().map_err(unreachable(&peer))?;
         let stream = link.open(&peer, going.id, CALL_LIMIT).await.map_err(unreachable(&peer))?;
+        going.phase("sending");
         let (out, sending) = migrate_stream::send(stream, stall);
         let handing = Arc::new(Handing {
             operations: this,
@@ -237,6 +247,7 @@ impl Operations {
         };
         self.look(domain.domid).await;
         let why_not = handing.why_not.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Of a broken link the stream knows more than the toolstack, which sees a broken pipe.
         let trouble = called_off.or(why_not).or(sending.trouble().await);
         let told = ended.map_err(|error| trouble.unwrap_or_else(|| error.to_string()));
         Ok((told, sending.bytes()))
@@ -305,7 +316,11 @@ impl Operations {
         let mut files = self.stray_files(going.vm).await;
         files.retain(|file| !cores.contains(&file));
         let value = json!({ "since": since.0, "name": name, "left_files": files });
-        let then: Box<dyn FnOnce() + Send> = Box::new(move || vms.remove(gone));
+        let decided = going.clone();
+        let then: Box<dyn FnOnce() + Send> = Box::new(move || {
+            vms.remove(gone);
+            decided.phase("committed");
+        });
         Ok(Outcome { value: Some(value), writes, then: Some(then), ..Outcome::default() })
     }
 

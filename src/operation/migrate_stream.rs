@@ -28,6 +28,7 @@ const ALIVE_EVERY: Duration = Duration::from_secs(5);
 const MAX_FRAME_BYTES: u32 = 256 * 1024;
 const MAX_ANSWER_BYTES: u32 = 64 * 1024;
 const PIPE_BYTES: usize = 256 * 1024;
+const TOOLSTACK_ENDED: &str = "the toolstack ended the stream";
 
 /// What the target says at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +71,10 @@ impl Sending {
         }
     }
 
-    /// Why the stream is over, if it is and was not a success.
+    /// Why the stream is over, if it is and was not a success, and not the toolstack's doing: that knows why itself.
     pub(super) async fn trouble(&self) -> Option<String> {
-        self.answer.lock().await.borrow().clone().and_then(Result::err)
+        let why = self.answer.lock().await.borrow().clone().and_then(Result::err);
+        why.filter(|why| why != TOOLSTACK_ENDED)
     }
 }
 
@@ -150,7 +152,7 @@ async fn pump_out(
                 }
                 // The toolstack is done; whether it was asked for the end shows above.
                 _ if end.is_cancelled() => {}
-                _ => return Err("the toolstack ended the stream".to_owned()),
+                _ => return Err(TOOLSTACK_ENDED.to_owned()),
             },
             () = end.cancelled(), if !end.is_cancelled() => {}
             () = tokio::time::sleep(ALIVE_EVERY) => put(&mut write, ALIVE, &[], stall).await?,

@@ -172,8 +172,9 @@ pub trait Handover: Send + Sync {
 }
 
 /// The toolstack. Every call ends within the deadline its body was made with; those that move a domain's memory
-/// (save, restore, dump, migrate) have a deadline that grows with memory, [`moving_deadline`]. Calls for one domain come one
-/// at a time (the caller holds the VM's lock); calls for different domains may come together.
+/// (save, restore, dump) have a deadline that grows with memory, [`moving_deadline`]; a migration ends when nothing of
+/// it has moved for a while, or its caller goes. Calls for one domain come one at a time (the caller holds the VM's
+/// lock); calls for different domains may come together.
 #[async_trait]
 pub trait Toolstack: Send + Sync + 'static {
     async fn info(&self) -> Result<HypervisorInfo>;

@@ -200,6 +200,17 @@ async fn a_cancelled_migration_leaves_the_vm_running_where_it_was_and_nothing_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_toolstack_that_cannot_send_says_why_in_its_own_words() {
+    let pair = Pair::new().await;
+    let vm = pair.started().await;
+    let rule = Rule::next(Kind::Export, Fate::Fail(WorldError::BadState("no log of dirty pages".to_owned())));
+    pair.a.world().add_rule(rule).await.unwrap();
+    let fault = pair.a.local().refused("migrate_vm", &pair.to_b(vm)).await;
+    assert!(fault.contains("MIGRATION_FAILED") && fault.contains("no log of dirty pages"), "{fault}");
+    assert_eq!(pair.decided(vm, "not sent").await, "a");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn migrations_are_bounded_on_their_way_out_and_in() {
     for (settings, name) in [
         ("[migration]\nmax_out = 1\n", "migration.max_out"),

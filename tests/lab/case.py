@@ -4,6 +4,7 @@ itself, where `xl` and XenStore tell what is true.
 
 import os
 import pathlib
+import random
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,19 @@ REPO = harness.REPO
 DISKS = harness.DISKS
 KERNELS = "/var/lib/dom0d/kernels"
 STATE = "/var/lib/dom0d"
+
+# The newest tick of a guest's console, for Node.wait.
+TICK = r"""
+tick() {
+  local at lines
+  n=0 line=
+  [ -e "/var/log/xen/guest-$1.log" ] || return 0
+  mapfile -t lines <"/var/log/xen/guest-$1.log"
+  for ((at = ${#lines[@]} - 1; at >= 0; at--)); do
+    line=${lines[at]%$'\r'}
+    [[ $line =~ ^TICK\ ([0-9]+)\  ]] && n=${BASH_REMATCH[1]} && return
+  done
+}"""
 
 socket.setdefaulttimeout(900)
 
@@ -72,9 +86,11 @@ def deployed(name, **how):
         node.sh("/lab/deploy")
         agent.start()
         return agent
-    node.up(**how)
+    began = time.monotonic()
+    booted_s = node.up(**how)
     agent = Agent(node)
     agent.start()
+    print(f"    node {name}: up after {booted_s:.1f} s, dom0d answers after {time.monotonic() - began:.1f} s", flush=True)
     return agent
 
 
@@ -106,6 +122,23 @@ class Agent(harness.Daemon):
             self.node.sh("/lab/agent start")
         self.wait()
         return time.monotonic() - began
+
+    def start_dying(self, point):
+        """Starts the daemon so that it ends, as if killed, at a commit to its store (`7:before`, `7:after`). Whether it
+        lived until it answered."""
+        toolstack = os.environ.get("DOM0D_LAB_TOOLSTACK", "xl")
+        self.node.sh(
+            "setsid bash -c 'echo $$ >/run/dom0d.lab.pid; exec /usr/sbin/dom0d --dev --config /etc/dom0d/dom0d.toml "
+            f"--toolstack {toolstack} --kernel linux --host linux --state-dir {STATE} --listen 0.0.0.0:8899 "
+            f"--die-at-commit {point}' </dev/null >>/var/log/dom0d.log 2>&1 & until [ -s /run/dom0d.lab.pid ]; do :; done"
+        )
+        return nodes.wait_for("the daemon to answer or die", lambda: self.alive_or_dead(), PATIENCE_S, 0.2) == "alive"
+
+    def alive_or_dead(self):
+        try:
+            return "alive" if self.raw("echo", "lab") else None
+        except OSError:
+            return None if self.pid() else "dead"
 
     def wait(self):
         """Waits until the daemon answers."""
@@ -165,9 +198,14 @@ class Agent(harness.Daemon):
         return self.node.sh(f"cat /var/log/xen/guest-{name}.log 2>/dev/null || true")
 
     def ticks(self, name):
-        """The numbers of a guest's ticks, as its console told them."""
+        """The numbers of a guest's ticks, as its console told them, since that was first opened."""
         words = [line.split() for line in self.console(name).splitlines() if line.startswith("TICK ")]
         return [int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()]
+
+
+def mac():
+    """An address that a VM which a broken-off run has left does not have."""
+    return "00:16:3e:" + ":".join(f"{random.randrange(256):02x}" for _ in range(3))
 
 
 def guest(agent, name, kind="pvh", *, disk=True, vif=True, more=""):
@@ -181,7 +219,7 @@ def guest(agent, name, kind="pvh", *, disk=True, vif=True, more=""):
         "vcpus": 1,
         "maxvcpus": 2,
         "disk": [f"file:{agent.disk(vm)},xvda,w"] if disk else [],
-        "vif": [f"mac={harness.mac()},bridge=xenbr0"] if vif else [],
+        "vif": [f"mac={mac()},bridge=xenbr0"] if vif else [],
         "vfb": [],
         "on_poweroff": "destroy",
         "on_reboot": "restart",
@@ -207,6 +245,9 @@ class LabCase(unittest.TestCase):
         cls.node = cls.agent.node
         cls.addClassCleanup(cls.agent.stop)
         cls.proxy = cls.agent.proxy()
+        # Of a run that was broken off on a warm node.
+        for left in cls.proxy.vm_list():
+            cls.remove(left["uuid"])
 
     def setUp(self):
         began = time.monotonic()
@@ -221,8 +262,9 @@ class LabCase(unittest.TestCase):
         self.addCleanup(self.remove, vm)
         return vm, all_params
 
-    def remove(self, vm):
-        proxy = self.agent.proxy()
+    @classmethod
+    def remove(cls, vm):
+        proxy = cls.agent.proxy()
         known = {one["uuid"]: one["state"] for one in proxy.vm_list()}
         if known.get(vm) in ("running", "paused", "ended"):
             proxy.stop_vm(REPO, vm, True)
@@ -231,17 +273,17 @@ class LabCase(unittest.TestCase):
 
     def up(self, name):
         """Waits until a guest has said that it is up, and answers its newest tick."""
-        return nodes.wait_for(f"guest {name} to tick", lambda: (self.agent.ticks(name) or [0])[-1], PATIENCE_S, 0.5)
+        return self.tick(name, "[ $n -gt 0 ]")
 
     def ticks_on(self, name):
-        """Waits until a guest has ticked again."""
-        last = (self.agent.ticks(name) or [0])[-1]
+        """Waits until a guest has ticked again, and answers that tick."""
+        # Its number is less after a boot.
+        return self.tick(name, "{ [ $n -gt 0 ] && [ $n -ne ${first:=$n} ]; }")
 
-        def further():
-            now = (self.agent.ticks(name) or [0])[-1]
-            return now if now > last or 0 < now < last else None
-
-        return nodes.wait_for(f"guest {name} to go on", further, PATIENCE_S, 0.5)
+    def tick(self, name, condition):
+        """Waits until a condition holds of the guest's newest tick: n is its number, line its words. Answers n."""
+        told = self.node.wait(f"guest {name}: {condition}", f"tick '{name}' && {condition} && echo $n", PATIENCE_S, TICK)
+        return int(told)
 
     def running(self, name):
         return next((vm for vm in self.proxy.list_vms() if vm["name"] == name), None)

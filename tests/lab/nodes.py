@@ -119,6 +119,14 @@ class Node:
         except OSError:
             return "none"
 
+    def cpu_s(self):
+        """The time that this machine's CPUs have given it since it was switched on."""
+        state = self.state()
+        if state is None:
+            return 0
+        fields = pathlib.Path(f"/proc/{state['pid']}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def boots(self):
         """How often it has come up since it was switched on."""
         try:
@@ -151,6 +159,8 @@ class Node:
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         state = {"pid": process.pid, "started": _started(process.pid), "systemd": systemd, "cpus": cpus}
+        # At once: whoever comes after a run that was killed here finds the node, and can switch it off.
+        self._state.write_text(json.dumps(state))
         try:
             wait_for("QEMU's monitor", lambda: self._monitor.exists() or process.poll() is not None, 20, 0.02)
             # Ports are chosen by the kernel: nodes of several labs stand side by side.
@@ -250,6 +260,21 @@ class Node:
         if result.code:
             raise CommandFailed(script, result.code, result.output)
         return result.output
+
+    def wait(self, what, condition, patience_s=60, functions=""):
+        """Waits in dom0 until a condition holds, and answers what it printed then. Bash that starts no program costs
+        an emulated dom0 nothing; asking it again and again from here would take it from its guests."""
+        script = f"""{functions}
+exec {{nap}}<> <(:)
+until {condition}; do
+  [ $SECONDS -lt {patience_s} ] || exit 99
+  read -rt 0.2 -u $nap
+done
+exit 0"""
+        done = self.run(script, patience_s + 30)
+        if done.code:
+            raise LabError(f"waited {patience_s} s for {what}: exit code {done.code}: {done.output}")
+        return done.output.strip()
 
     def put(self, source, path, mode="755"):
         """A file into dom0."""
@@ -362,9 +387,11 @@ def _started(pid):
     """When a process started, in the kernel's count; None if it is gone. With the number it names it for ever."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # Its first thread is a zombie soon; its files, and their locks, go with the last of the others.
+        gone = fields[0] in "ZX" and len(os.listdir(f"/proc/{pid}/task")) <= 1
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return None if gone else int(fields[19])
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class UnderSystemd(LabCase):
         for how in ("systemctl restart dom0d.service", "systemctl kill -s KILL dom0d.service"):
             pid = self.agent.pid()
             self.node.sh(how)
-            wait_for("a new daemon", lambda: self.agent.pid() not in (None, pid), PATIENCE_S, 0.5)
+            wait_for("a new daemon", lambda: self.agent.pid() not in (None, pid), PATIENCE_S, 1)
             self.agent.wait()
             self.assertEqual(self.running(name)["domid"], str(domid))
             self.ticks_on(name)
@@ -59,7 +59,7 @@ class UnderSystemd(LabCase):
         self.addCleanup(self.node.sh, "rm -f /etc/rc3.d/S02xendomains; systemctl daemon-reload; "
                                       "systemctl reset-failed dom0d.service dom0d.socket; systemctl start dom0d.socket")  # fmt: skip
         self.node.run("systemctl restart dom0d.service")
-        wait_for("the refusal", lambda: self.show("ActiveState") in ("failed", "activating"), PATIENCE_S, 0.5)
+        wait_for("the refusal", lambda: self.show("ActiveState") in ("failed", "activating"), PATIENCE_S, 1)
         words = self.node.sh("journalctl -u dom0d.service -o cat -n 50")
         self.assertIn("xendomains", words)
         self.assertIn("disable", words)

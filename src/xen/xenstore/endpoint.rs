@@ -41,6 +41,9 @@ impl Endpoint {
                 for way in ways {
                     match Box::pin(way.connect()).await {
                         Ok(connection) => return Ok(connection),
+                        // A xenstored that is there and does not answer: behind the device is the same one, and a
+                        // thread that waits for it in the kernel cannot be ended.
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                         Err(error) => first = first.or(Some(error)),
                     }
                 }

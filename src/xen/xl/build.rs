@@ -74,16 +74,16 @@ impl Xl {
         args.extend(from.map(SafePath::as_str));
         let limit = moving_deadline(self.inner.limit, config.memory);
         let built = tokio::select! {
-            built = self.inner.runner.xl(&args, Leaves::Processes, limit) => built,
-            () = cancelled.cancelled() => Err(ToolstackError::Timeout),
+            built = self.inner.runner.xl_or_words(&args, Leaves::Processes, limit) => built,
+            () = cancelled.cancelled() => Err((ToolstackError::Timeout, String::new())),
         };
         let built = match built {
-            Ok(_) => self.new_domain(config.vm, &before).await,
+            Ok(_) => self.new_domain(config.vm, &before).await.map_err(|error| (error, String::new())),
             Err(error) => Err(error),
         };
         match built {
             Ok(domid) => Ok(domid),
-            Err(error) => Err(self.nothing_left(config, &before, error).await),
+            Err((error, words)) => Err(self.nothing_left(config, &before, error, &words).await),
         }
     }
 
@@ -95,22 +95,23 @@ impl Xl {
         new.map(|line| line.domid).ok_or_else(lost)
     }
 
-    /// Destroys what a failed build has left, and says why it failed.
+    /// Destroys what a failed build has left, and says why it failed. `words`: xl's last ones.
     async fn nothing_left(
         &self,
         config: &DomainConfig,
         before: &BTreeSet<DomId>,
         error: ToolstackError,
+        words: &str,
     ) -> ToolstackError {
         if let Err(left) = self.destroy_new(config.vm, before).await {
             tracing::warn!(vm = %config.vm, %error, %left, "what a failed build has left cannot be destroyed");
             return ToolstackError::Timeout;
         }
         match error {
-            ToolstackError::Timeout => ToolstackError::Failed(
-                "xl did not end in time, or its caller has gone; it was killed, and nothing is left of the domain"
-                    .to_owned(),
-            ),
+            ToolstackError::Timeout => ToolstackError::Failed(format!(
+                "xl did not end in time, or its caller has gone; it was killed, and nothing is left of the domain{}{words}",
+                if words.is_empty() { "" } else { ". Its last words: " }
+            )),
             ToolstackError::Failed(words) => match self.hypervisor().await {
                 // xl's words for it differ with the kind of guest and the release; the figures tell.
                 Ok(host) if host.free_memory < config.memory => {

@@ -11,6 +11,9 @@ const MAX_GUEST_VALUE_BYTES: usize = 1024;
 const MAX_GUEST_KEY_BYTES: usize = 64;
 /// How long a destroyed domain may take to be gone; its backends may hold pages of it a while longer.
 const TO_GO: Duration = Duration::from_secs(10);
+/// How long `xl destroy` is given at least. libxl waits 40 s for each hotplug script that hangs before it goes on, and
+/// takes the domain itself last of all: killed sooner, the domain would stay.
+const TO_DESTROY: Duration = Duration::from_secs(100);
 
 /// Which of Xen's schedulers hands out the CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +47,9 @@ impl Xl {
         if domid == DomId(0) {
             return Err(ToolstackError::BadState("this is dom0".to_owned()));
         }
-        let destroyed = self.xl(&["destroy", &domid.0.to_string()], Leaves::Nothing).await;
+        let limit = self.inner.limit.max(TO_DESTROY);
+        let args = ["destroy", &domid.0.to_string()];
+        let destroyed = self.inner.runner.xl(&args, Leaves::Nothing, limit).await;
         if let Err(error) = destroyed {
             return match self.line(domid).await {
                 Ok(None) => Err(ToolstackError::NoSuchDomain),

@@ -18,8 +18,8 @@ use super::Xl;
 use super::memory::{TO_STDOUT, finish};
 use super::run::{Leaves, Running, failed};
 use super::stream::Stream;
-use crate::model::{MiB, SafePath, VmId};
-use crate::xen::{DomId, Handover, Inflow, Outflow, Result, RunState, ToolstackError, moving_deadline};
+use crate::model::{SafePath, VmId};
+use crate::xen::{DomId, Handover, Inflow, Outflow, Result, RunState, ToolstackError};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -38,8 +38,6 @@ const PERMISSION: &[u8] = b"domain is yours, you are cleared to unpause\0";
 const REPORT: &[u8] = b"my copy unpause results are as follows\0";
 
 const PIECE_BYTES: usize = 256 * 1024;
-/// How many times its memory a live domain may send: it writes while it is sent. xl itself stops after five rounds.
-const ROUNDS: u64 = 6;
 
 fn broken(what: &str, error: &std::io::Error) -> ToolstackError {
     ToolstackError::Failed(format!("{what} broke: {}", error.kind()))
@@ -72,12 +70,10 @@ impl Xl {
                 "the domain is paused, so its guest cannot get ready".into(),
             ));
         }
-        let memory = MiB(line.memory.0.div_ceil(1024));
-        let limit = moving_deadline(self.inner.limit, MiB(memory.0.saturating_mul(ROUNDS)));
         let sent = if live {
-            self.send_live(domid, &mut out, &handover, limit, cancelled).await
+            self.send_live(domid, &mut out, &handover, cancelled).await
         } else {
-            self.send_still(domid, &mut out, &handover, limit, cancelled).await
+            self.send_still(domid, &mut out, &handover, cancelled).await
         };
         self.explained(domid, sent).await
     }
@@ -87,7 +83,6 @@ impl Xl {
         domid: DomId,
         out: &mut Box<dyn Outflow>,
         handover: &Arc<dyn Handover>,
-        limit: Duration,
         cancelled: &CancellationToken,
     ) -> Result<()> {
         let door = self.door()?;
@@ -102,13 +97,12 @@ impl Xl {
         let talk = async {
             let mut socket = accept(&door, self.inner.limit, &mut xl).await?;
             socket.write_all(BANNER).await.map_err(|e| broken("xl's pipe", &e))?;
-            pass_domain(&mut socket, out).await?;
+            pass_domain(&mut socket, out, self.inner.limit).await?;
             Ok(socket)
         };
         let talked = tokio::select! {
             talked = talk => talked,
             () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
-            () = tokio::time::sleep(limit) => Err(ToolstackError::Timeout),
         };
         match talked {
             // From here on the caller has no say any more but by its handover.
@@ -141,7 +135,8 @@ impl Xl {
                 Err(ToolstackError::Failed(format!("{why}; {}", failed(args, &words))))
             }
             (Ok(_), ToolstackError::Timeout) => {
-                Err(ToolstackError::Failed("the domain was not sent in time; it goes on here".to_owned()))
+                let why = "the domain's sending stood still; it goes on here";
+                Err(ToolstackError::Failed(format!("{why}; {}", failed(args, &words))))
             }
             (Ok(_), other) => Err(other),
         }
@@ -153,16 +148,14 @@ impl Xl {
         domid: DomId,
         out: &mut Box<dyn Outflow>,
         handover: &Arc<dyn Handover>,
-        limit: Duration,
         cancelled: &CancellationToken,
     ) -> Result<()> {
         let args = ["save", "-p", &domid.0.to_string(), TO_STDOUT];
         let mut xl = self.inner.runner.start_xl(&args, Leaves::Processes, Stdio::null())?;
         let mut source = xl.stdout().ok_or_else(|| ToolstackError::Failed("xl has no output".to_owned()))?;
         let passed = tokio::select! {
-            passed = pass_domain(&mut source, out) => passed,
+            passed = pass_domain(&mut source, out, self.inner.limit) => passed,
             () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
-            () = tokio::time::sleep(limit) => Err(ToolstackError::Timeout),
         };
         if let Err(error) = passed {
             drop(source);
@@ -291,19 +284,28 @@ impl Xl {
     }
 }
 
-/// Passes on a domain to its last byte.
-async fn pass_domain(from: &mut (impl AsyncRead + Unpin), out: &mut Box<dyn Outflow>) -> Result<()> {
+/// Passes on a domain to its last byte. However slow the link is, as long as something moves: how much time the whole
+/// may take is for the caller to know. Nothing for `limit` is too long.
+async fn pass_domain(
+    from: &mut (impl AsyncRead + Unpin),
+    out: &mut Box<dyn Outflow>,
+    limit: Duration,
+) -> Result<()> {
     let mut stream = Stream::default();
     let mut piece = vec![0; PIECE_BYTES];
     while !stream.is_whole() {
-        let read = from.read(&mut piece).await.map_err(|error| broken("xl's pipe", &error))?;
+        let read = tokio::time::timeout(limit, from.read(&mut piece)).await;
+        let read = read.map_err(|_| ToolstackError::Timeout)?.map_err(|error| broken("xl's pipe", &error))?;
         if read == 0 {
             return Err(ToolstackError::Failed("xl ended before the domain was sent".to_owned()));
         }
         stream.feed(&piece[..read]).map_err(|error| ToolstackError::Failed(error.to_string()))?;
-        out.write_all(&piece[..read]).await.map_err(|error| broken("the migration's stream", &error))?;
+        let written = tokio::time::timeout(limit, out.write_all(&piece[..read])).await;
+        let written = written.map_err(|_| ToolstackError::Timeout)?;
+        written.map_err(|error| broken("the migration's stream", &error))?;
     }
-    out.flush().await.map_err(|error| broken("the migration's stream", &error))
+    let flushed = tokio::time::timeout(limit, out.flush()).await.map_err(|_| ToolstackError::Timeout)?;
+    flushed.map_err(|error| broken("the migration's stream", &error))
 }
 
 /// The transport that xl has started. One that ends before is told at once.
@@ -328,5 +330,53 @@ async fn hear(from: &mut (impl AsyncRead + Unpin), message: &[u8], limit: Durati
         Ok(Err(error)) => Err(broken("xl's pipe", &error)),
         Ok(Ok(_)) if heard == message => Ok(()),
         Ok(Ok(_)) => Err(ToolstackError::Failed("xl said something else than was expected".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stream::tests::domain;
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(120);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_domain_may_take_long_as_long_as_something_moves() {
+        let bytes = domain(r#"{"c_info":{}}"#, &[vec![7; 4096]]);
+        let (mut xl, mut from) = tokio::io::duplex(1024);
+        let (out, mut wire) = tokio::io::duplex(bytes.len());
+        let mut out: Box<dyn Outflow> = Box::new(out);
+        let sent = bytes.clone();
+        tokio::spawn(async move {
+            for piece in sent.chunks(512) {
+                tokio::time::sleep(LIMIT / 2).await;
+                xl.write_all(piece).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let began = tokio::time::Instant::now();
+        pass_domain(&mut from, &mut out, LIMIT).await.unwrap();
+        assert!(began.elapsed() > LIMIT * 2);
+        let mut passed = vec![0; bytes.len()];
+        wire.read_exact(&mut passed).await.unwrap();
+        assert_eq!(passed, bytes);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_domain_of_which_nothing_moves_is_given_up() {
+        let bytes = domain("{}", &[vec![7; 4096]]);
+        let (mut xl, mut from) = tokio::io::duplex(bytes.len());
+        // Nobody reads what is sent.
+        let (out, _wire) = tokio::io::duplex(16);
+        let mut out: Box<dyn Outflow> = Box::new(out);
+        assert!(
+            matches!(pass_domain(&mut from, &mut out, LIMIT).await, Err(ToolstackError::Timeout)),
+            "silence"
+        );
+        xl.write_all(&bytes).await.unwrap();
+        assert!(
+            matches!(pass_domain(&mut from, &mut out, LIMIT).await, Err(ToolstackError::Timeout)),
+            "no reader"
+        );
     }
 }

@@ -67,8 +67,18 @@ impl Runner {
 
     /// Runs `xl` to its end; a refusal is an error that repeats its words.
     pub async fn xl(&self, args: &[&str], leaves: Leaves, limit: Duration) -> Result<Vec<u8>> {
-        let ended = self.ask(args, leaves, limit).await?;
-        if ended.success { Ok(ended.output) } else { Err(failed(args, &ended.complaint)) }
+        self.xl_or_words(args, leaves, limit).await.map_err(|(error, _)| error)
+    }
+
+    /// The same; the error comes with xl's last words, also those of one that was killed at its deadline.
+    pub async fn xl_or_words(
+        &self,
+        args: &[&str],
+        leaves: Leaves,
+        limit: Duration,
+    ) -> std::result::Result<Vec<u8>, (ToolstackError, String)> {
+        let ended = self.run(&self.xl, args, leaves, limit).await?;
+        if ended.success { Ok(ended.output) } else { Err((failed(args, &ended.complaint), ended.complaint)) }
     }
 
     /// Runs `xl` to its end and tells how it ended.
@@ -84,7 +94,18 @@ impl Runner {
         leaves: Leaves,
         limit: Duration,
     ) -> Result<Ended> {
-        let mut running = self.start(program, args, leaves, Stdio::null())?;
+        self.run(program, args, leaves, limit).await.map_err(|(error, _)| error)
+    }
+
+    async fn run(
+        &self,
+        program: &Path,
+        args: &[&str],
+        leaves: Leaves,
+        limit: Duration,
+    ) -> std::result::Result<Ended, (ToolstackError, String)> {
+        let wordless = |error| (error, String::new());
+        let mut running = self.start(program, args, leaves, Stdio::null()).map_err(wordless)?;
         let output = running.stdout();
         let talk = async {
             let (output, status) = read_until_ended(output, &mut running).await?;
@@ -94,13 +115,13 @@ impl Runner {
             Ok(Ok(ended)) => Ok(Ended { complaint: running.complaint().await, ..ended }),
             Ok(Err(error)) => {
                 running.kill().await;
-                Err(error)
+                Err(wordless(error))
             }
             Err(_) => {
                 running.kill().await;
                 let words = running.complaint().await;
                 tracing::warn!(program = %program.display(), ?args, ?limit, words, "no answer in time: killed");
-                Err(ToolstackError::Timeout)
+                Err((ToolstackError::Timeout, words))
             }
         }
     }

@@ -201,7 +201,7 @@ fn padded(length: u32) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -214,7 +214,7 @@ mod tests {
     }
 
     /// A domain whose memory is these pages.
-    fn domain(config: &str, pages: &[Vec<u8>]) -> Vec<u8> {
+    pub fn domain(config: &str, pages: &[Vec<u8>]) -> Vec<u8> {
         let config = [config.as_bytes(), &[0]].concat();
         let length = u32::try_from(config.len()).unwrap();
         let mut bytes = XL_MAGIC.to_vec();

@@ -77,6 +77,51 @@ async fn an_xl_that_hangs_is_killed_at_its_deadline_with_all_that_it_started() {
 }
 
 #[tokio::test]
+async fn the_last_words_of_an_xl_that_was_killed_at_its_deadline_are_kept() {
+    let fake = Fake::new(&[LIST, ("create", "echo killing execution of vif-bridge >&2; exec sleep 1000")]);
+    let xl = fake.open(SHORT).await;
+    let runner = super::super::run::Runner::new(fake.path("xl"));
+    let told = runner.xl_or_words(&["create"], super::super::run::Leaves::Nothing, SHORT).await;
+    let (error, words) = told.unwrap_err();
+    assert_eq!((error, words.as_str()), (ToolstackError::Timeout, "killing execution of vif-bridge"));
+    assert_eq!(xl.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_xl_that_hangs_about_one_domain_delays_no_call_about_another() {
+    let pause = "if [ $2 = 6 ]; then echo $$ > hangs; exec sleep 1000; fi; sed s/-b----/--p---/ listing > less; mv less listing";
+    let fake = Fake::new(&[LIST, ("pause", pause)]);
+    let xl = fake.open(LONG).await;
+    let other =
+        line("-b----", "-").replace("pv1 6", "pv2 7").replace(VM, "98cd556e-8b89-4870-8957-8c0d9a96dbb5");
+    fake.list(&(line("-b----", "-") + &other));
+    let hung = tokio::spawn({
+        let xl = xl.clone();
+        async move { xl.pause(SIX).await }
+    });
+    until(|| fake.path("hangs").exists()).await;
+    xl.pause(DomId(7)).await.unwrap();
+    assert_eq!(xl.get(DomId(7)).await.unwrap().unwrap().state, RunState::Paused);
+    assert!(!hung.is_finished());
+    hung.abort();
+}
+
+#[tokio::test]
+async fn while_the_connection_to_xenstore_is_lost_calls_say_so_and_do_nothing() {
+    let fake = Fake::new(&[LIST, ("vcpu-set", "exit 0"), ("create", "exit 0")]);
+    let xl = fake.open(LONG).await;
+    fake.list(&line("-b----", "-"));
+    fake.store.0.lock().unwrap().insert("/local/domain/6/cpu/0/availability".to_owned(), b"online".to_vec());
+    fake.store.1.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(matches!(xl.get(SIX).await, Err(ToolstackError::Unreachable(_))));
+    assert!(matches!(xl.set_vcpus(SIX, 1).await, Err(ToolstackError::Unreachable(_))));
+    assert!(matches!(xl.send_to_guest(SIX, "key", "value").await, Err(ToolstackError::Unreachable(_))));
+    assert!(!fake.calls().iter().any(|call| call.starts_with("vcpu-set")));
+    fake.store.1.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(xl.set_vcpus(SIX, 1).await, Ok(()));
+}
+
+#[tokio::test]
 async fn a_caller_that_goes_takes_the_call_with_it() {
     let fake = Fake::new(&[LIST, ("info", "echo $$ > pid; exec sleep 1000")]);
     let xl = fake.open(LONG).await;
@@ -183,6 +228,18 @@ async fn a_create_that_hangs_is_killed_and_nothing_is_left_of_it() {
     }
     // The caller has gone: the call ends all the same, and in good order.
     until(|| fake.calls().contains(&"destroy 6".to_owned())).await;
+}
+
+#[tokio::test]
+async fn a_destroy_that_waits_for_a_hotplug_script_is_given_the_time_to_take_the_domain() {
+    let create =
+        format!("printf '%s' '{}' >> listing; echo the script hangs >&2; exit 3", line("--p---", "-"));
+    let destroy = "sleep 2; head -n 2 listing > less; mv less listing";
+    let fake = Fake::new(&[LIST, ("create", &create), ("destroy", destroy)]);
+    let xl = fake.open(SHORT).await;
+    let error = xl.create(&config(), false).await;
+    assert!(failed(&error).contains("the script hangs"), "{error:?}");
+    assert_eq!(xl.find(config().vm).await, Ok(None), "the domain is not leaked");
 }
 
 #[tokio::test]

@@ -1,11 +1,12 @@
 //! The fake xl: a Python-free script that does what a file beside it says for each call, and a XenStore in memory.
 
 use super::super::{Options, Xl};
-use crate::xen::xenstore::{Client, DomainWatch, Endpoint, StoreRead};
+use crate::xen::xenstore::{Client, DomainWatch, Endpoint, StoreError, StoreRead};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,16 +19,25 @@ pub fn line(state: &str, reason: &str) -> String {
     format!("pv1 6 96 1 {state} 3.2 {VM} {reason} -\n")
 }
 
+/// What it holds, and whether it is lost.
 #[derive(Default)]
-pub struct Memory(pub Mutex<BTreeMap<String, Vec<u8>>>);
+pub struct Memory(pub Mutex<BTreeMap<String, Vec<u8>>>, pub AtomicBool);
+
+impl Memory {
+    fn there(&self) -> crate::xen::xenstore::Result<()> {
+        if self.1.load(Ordering::Relaxed) { Err(StoreError::Lost) } else { Ok(()) }
+    }
+}
 
 #[async_trait]
 impl StoreRead for Memory {
     async fn read(&self, path: &str) -> crate::xen::xenstore::Result<Option<Vec<u8>>> {
+        self.there()?;
         Ok(self.0.lock().unwrap().get(path).cloned())
     }
 
     async fn list(&self, path: &str) -> crate::xen::xenstore::Result<Vec<String>> {
+        self.there()?;
         let below = format!("{path}/");
         let all = self.0.lock().unwrap();
         let names = all.keys().filter_map(|key| key.strip_prefix(&below));
@@ -38,11 +48,13 @@ impl StoreRead for Memory {
     }
 
     async fn write(&self, path: &str, value: &[u8]) -> crate::xen::xenstore::Result<()> {
+        self.there()?;
         self.0.lock().unwrap().insert(path.to_owned(), value.to_vec());
         Ok(())
     }
 
     async fn rm(&self, path: &str) -> crate::xen::xenstore::Result<()> {
+        self.there()?;
         self.0.lock().unwrap().remove(path);
         Ok(())
     }
