@@ -16,6 +16,16 @@ use tokio::time::Instant;
 
 pub(super) type Result<T> = std::result::Result<T, JobFault>;
 
+/// A guest that has not ended is asked again after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What a guest is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Shutdown,
+    Reboot,
+}
+
 impl Operations {
     pub(super) fn vm(&self, id: VmId) -> Result<Vm> {
         self.vms.get(id).ok_or_else(|| JobFault::refusal("VM_NOT_FOUND", format!("no VM {id} is known here")))
@@ -248,8 +258,8 @@ impl Operations {
             // A paused guest hears nothing.
             self.toolstack.unpause(domain.domid).await.map_err(fault::toolstack)?;
         }
-        self.toolstack.shutdown(domain.domid).await.map_err(fault::toolstack)?;
-        let ended = self.await_end(domain.domid, Duration::from_secs(timeout_s), context).await;
+        let limit = Duration::from_secs(timeout_s);
+        let ended = self.ask_to_end(domain.domid, Asked::Shutdown, limit, context).await;
         if matches!(ended, Ok(true)) || (then_force && ended.is_ok()) {
             return Ok(Outcome::done());
         }
@@ -268,11 +278,22 @@ impl Operations {
         Err(JobFault::new("SHUTDOWN_IGNORED", text))
     }
 
-    /// Waits until a domain has ended or gone. `false`: it has not within `limit`.
-    async fn await_end(&self, domid: DomId, limit: Duration, context: &StepContext) -> Result<bool> {
+    /// Asks a guest to end, and waits until its domain has ended or gone. `false`: it has not within `limit`.
+    ///
+    /// It is asked again and again: a guest that is just booting does not listen yet, and nothing tells that it did
+    /// not hear. One that did pays no heed to the same once more.
+    async fn ask_to_end(
+        &self,
+        domid: DomId,
+        asked: Asked,
+        limit: Duration,
+        context: &StepContext,
+    ) -> Result<bool> {
         let start = Instant::now();
         let deadline = start + limit;
         let mut changes = self.world_changes.subscribe();
+        self.ask(domid, asked).await.map_err(fault::toolstack)?;
+        let mut again = Instant::now() + ASK_AGAIN;
         loop {
             changes.mark_unchanged();
             match self.toolstack.get(domid).await.map_err(fault::toolstack)? {
@@ -283,6 +304,12 @@ impl Operations {
                 Some(_) if Instant::now() >= deadline => return Ok(false),
                 Some(_) => {}
             }
+            if Instant::now() >= again {
+                if let Err(error) = self.ask(domid, asked).await {
+                    tracing::debug!(domid = domid.0, %error, "a guest cannot be asked again to end");
+                }
+                again = Instant::now() + ASK_AGAIN;
+            }
             let percent = start.elapsed().as_millis() * 100 / limit.as_millis().max(1);
             context.progress(u8::try_from(percent).unwrap_or(100).min(99));
             tokio::select! {
@@ -291,6 +318,13 @@ impl Operations {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 () = context.cancelled.cancelled() => return Err(JobFault::new("CANCELLED", "cancelled")),
             }
+        }
+    }
+
+    async fn ask(&self, domid: DomId, asked: Asked) -> std::result::Result<(), ToolstackError> {
+        match asked {
+            Asked::Shutdown => self.toolstack.shutdown(domid).await,
+            Asked::Reboot => self.toolstack.reboot(domid).await,
         }
     }
 
@@ -347,8 +381,8 @@ impl Operations {
         if matches!(domain.state, RunState::Shutdown(_)) {
             return Ok(Outcome::done());
         }
-        self.toolstack.reboot(domain.domid).await.map_err(fault::toolstack)?;
-        if !self.await_end(domain.domid, Duration::from_secs(timeout_s), context).await? {
+        let limit = Duration::from_secs(timeout_s);
+        if !self.ask_to_end(domain.domid, Asked::Reboot, limit, context).await? {
             tracing::warn!(vm = %id, job = %context.job, timeout_s, "guest ignores the reboot; its domain is ended");
         }
         Ok(Outcome::done())

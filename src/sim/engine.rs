@@ -122,6 +122,7 @@ impl Engine {
         match fate {
             Fate::Fail(error) => return Outcome::Answer(Err(error)),
             Fate::Hang => return Outcome::Never,
+            Fate::Pretend => return Outcome::Answer(Ok(Answer::Done)),
             Fate::DelayMs(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
             Fate::Do | Fate::DoThenTimeout | Fate::DoThenLose => {}
         }

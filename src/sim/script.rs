@@ -20,6 +20,8 @@ pub enum Fate {
     DelayMs(u64),
     /// Nothing is done and no answer ever comes: the caller's deadline must end it.
     Hang,
+    /// Nothing is done, and the answer is that it is: a request to a guest that does not listen yet.
+    Pretend,
     /// It is done, but the answer is "timed out".
     DoThenTimeout,
     /// It is done, and the connection breaks before the answer.

@@ -41,6 +41,23 @@ async fn a_guest_that_ignores_a_shutdown_runs_on_until_it_is_stopped_by_force() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guest_that_did_not_listen_yet_is_asked_again() {
+    let host = Host::new();
+    let life = Life::begin(&host).await;
+    let vm = life.started("boots").await;
+    for kind in [Kind::Reboot, Kind::Shutdown] {
+        host.world.add_rule(Rule::next(kind, Fate::Pretend).of_vm(vm).times(2)).await.unwrap();
+    }
+    let since = tokio::time::Instant::now();
+    life.good("reboot_vm", plan::reboot_vm(vm, 180)).await;
+    life.good("stop_vm", plan::stop_vm(vm, false, &host.settings.vm)).await;
+    let took = since.elapsed().as_secs();
+    assert!((40..50).contains(&took), "each was asked three times, ten seconds apart: {took} s");
+    assert_eq!(life.record(vm).last_end, Some(EndCause::Asked));
+    life.assert_agreement(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_ignores_a_reboot_is_rebuilt_all_the_same() {
     let host = Host::new();
     let life = Life::begin(&host).await;
