@@ -109,6 +109,17 @@ impl Inner {
         let prepared = self.prepared.values().map(|p| &p.document.record);
         prepared.chain(self.receiving.values()).chain(self.arrivals.values().map(|a| &a.record))
     }
+
+    /// Whether one more may come, besides those on their way; a preparation of `same` counts as the one.
+    fn check_room(&self, same: Option<MigrationId>, max_in: usize) -> Result<()> {
+        let prepared = self.prepared.keys().filter(|id| Some(**id) != same).count();
+        let busy = prepared + self.receiving.len();
+        if busy < max_in {
+            return Ok(());
+        }
+        let text = format!("{busy} VMs are being received already, as many as migration.max_in allows");
+        Err(JobFault::refusal("MIGRATION_LIMIT", text))
+    }
 }
 
 impl Moves {
@@ -174,33 +185,16 @@ impl Operations {
         if document.id != id {
             return Err(refused("the document is of another migration"));
         }
-        self.check_room(&document)?;
+        let max_in = self.settings.migration.max_in;
+        self.moves.inner().check_room(Some(id), max_in)?;
         self.check_host(&document).await?;
         self.check_devices(&document).await?;
         // Again, and in one go with the noting down: others may have asked meanwhile.
-        let max_in = self.settings.migration.max_in;
         self.check_names(&document)?;
         let mut inner = self.moves.inner();
-        inner.prepared.remove(&id);
-        if inner.prepared.len() + inner.receiving.len() >= max_in {
-            let text = format!("{max_in} VMs are being received already, as many as migration.max_in allows");
-            return Err(JobFault::refusal("MIGRATION_LIMIT", text));
-        }
+        inner.check_room(Some(id), max_in)?;
         let until = Instant::now() + PREPARED_FOR;
         inner.prepared.insert(id, Prepared { document, source: source.to_owned(), until });
-        Ok(())
-    }
-
-    fn check_room(&self, document: &Document) -> Result<()> {
-        let busy = {
-            let inner = self.moves.inner();
-            let others = inner.prepared.keys().filter(|id| **id != document.id).count();
-            others + inner.receiving.len()
-        };
-        if busy >= self.settings.migration.max_in {
-            let text = format!("{busy} VMs are being received already, as many as migration.max_in allows");
-            return Err(JobFault::refusal("MIGRATION_LIMIT", text));
-        }
         Ok(())
     }
 
@@ -404,7 +398,9 @@ impl Operations {
         match domain {
             Some(domain) if domain.vm == Some(vm) && domain.state == RunState::Paused => Ok(()),
             Some(domain) if domain.vm != Some(vm) => {
-                let _ = self.toolstack.destroy(domid).await;
+                if let Err(left) = self.toolstack.destroy(domid).await {
+                    tracing::error!(domid = domid.0, said = %vm, %left, "a domain that nobody asked for stays");
+                }
                 Err(refused("what came is not the VM that was said"))
             }
             _ => Err(refused("the domain is gone again")),
@@ -587,12 +583,6 @@ impl Operations {
         if self.vms.get(vm).is_some() {
             return Err(JobFault::refusal("VM_EXISTS", format!("VM {vm} is this host's already")));
         }
-        let inner = self.moves.inner();
-        let busy = inner.prepared.len() + inner.receiving.len();
-        if busy >= self.settings.migration.max_in {
-            let text = format!("{busy} VMs are being received already, as many as migration.max_in allows");
-            return Err(JobFault::refusal("MIGRATION_LIMIT", text));
-        }
-        Ok(())
+        self.moves.inner().check_room(None, self.settings.migration.max_in)
     }
 }
