@@ -11,7 +11,7 @@ use crate::model::{RepoId, Timestamp, VmId};
 use crate::operation::plan::{self, Plan};
 use crate::vm::{Action, Autostart, Vm, VmRecord, VmState};
 use crate::wire::{Answer, Caller, Role, Value};
-use crate::xen::Trigger;
+use crate::xen::{Trigger, check_guest_value};
 use futures_util::future::{BoxFuture, FutureExt};
 
 const REPO: super::arguments::Param =
@@ -243,8 +243,6 @@ planner!(send_to_guest, |api, arguments| {
     }
     let mut values = Vec::new();
     for (key, value) in params {
-        let plain = (1..=64).contains(&key.len())
-            && key.bytes().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(&c));
         let value = match (value, integer(value)) {
             (Value::String(s), _) => s.clone(),
             (Value::Bool(b), _) => b.to_string(),
@@ -256,9 +254,9 @@ planner!(send_to_guest, |api, arguments| {
                 ));
             }
         };
-        if !plain || value.len() > 1024 || value.contains('\0') {
+        if check_guest_value(key, &value).is_err() {
             let why = format!(
-                "{}: allowed: keys of 1 to 64 letters, digits, _ . -; values up to 1024 bytes",
+                "{}: allowed: keys of 1 to 64 letters, digits, _ . - (no dot first); values up to 1024 bytes",
                 crate::model::excerpt(key)
             );
             return Err(arguments.wrong("params", why));

@@ -4,7 +4,8 @@
 //! ran is off since its host went down. Until then nothing is settled whose domain is missing, so that a VM is never
 //! taken for lost whose host has only been rebooted. *Autostart* then starts those that are to be started, one job
 //! that outlives the agent; each start is a job of its own, so that nobody else's job waits for the whole, and one
-//! that fails stops no other.
+//! that fails stops no other. Those that failed are tried again when all have had their turn: a host that has just
+//! booted is busy, and its storage may still be coming.
 //!
 //! Who owns what: `observe` calls in here once it has seen all domains; the boot that is kept and the one that is now
 //! are [`BootState`], in memory; the row of the kept one changes only with the records (or when there was none).
@@ -30,6 +31,8 @@ type Result<T> = std::result::Result<T, JobFault>;
 
 /// VMs of one order that are started at the same time: building domains is work for dom0's CPUs and disks.
 const STARTS_AT_ONCE: usize = 4;
+/// Before those that failed are tried again, and once more.
+const TRIED_AGAIN_AFTER: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(60)];
 /// Names in the event of an adoption; `vm_adopted` tells more.
 const NAMES_TOLD: usize = 50;
 /// Tries of taking one boot, each a job, some seconds from one to the next.
@@ -214,7 +217,9 @@ impl Operations {
         }
         let delays: u64 = delays.into_values().map(u64::from).sum();
         let starts = (starting.len().div_ceil(STARTS_AT_ONCE) + delays_count(&starting)) as u64;
-        settings.autostart_delay_s + delays + starts * settings.toolstack_timeout_s
+        let rounds = 1 + TRIED_AGAIN_AFTER.len() as u64;
+        let pauses: u64 = TRIED_AGAIN_AFTER.iter().map(Duration::as_secs).sum();
+        settings.autostart_delay_s + delays + pauses + rounds * starts * settings.toolstack_timeout_s
     }
 
     /// The first step of `host_boot`: has the boot written down, under the host's lock, which this job does not hold.
@@ -281,18 +286,40 @@ impl Operations {
     /// The second step of `host_boot`. What is still to be started is read off the records, so that a run after a
     /// crash goes on where the one before was.
     pub(super) async fn autostart(&self, boot_id: &str, context: &StepContext) -> Result<Outcome> {
-        let mut started: Vec<String> = Vec::new();
-        let mut failed: Vec<String> = Vec::new();
+        let (mut started, mut failed) = (Vec::new(), Vec::new());
+        for round in 0..=TRIED_AGAIN_AFTER.len() {
+            if let Some(before) = round.checked_sub(1) {
+                if failed.is_empty() {
+                    break;
+                }
+                pause(TRIED_AGAIN_AFTER[before], context).await?;
+            }
+            failed.clear();
+            if !self.autostart_round(boot_id, round, context, &mut started, &mut failed).await? {
+                return Ok(Outcome::done());
+            }
+        }
+        Ok(autostart_outcome(&started, &failed, context))
+    }
+
+    /// Starts all that wait for it, order by order. False: the host has booted once more, which is another job's.
+    async fn autostart_round(
+        &self,
+        boot_id: &str,
+        round: usize,
+        context: &StepContext,
+        started: &mut Vec<String>,
+        failed: &mut Vec<String>,
+    ) -> Result<bool> {
         let mut last = None;
         while let Some((order, group)) = self.next_order(last) {
             last = Some(order);
             self.await_turn(order, context).await?;
             if self.boot_state().kept.is_none_or(|kept| kept.boot_id != boot_id) {
-                // The host has booted once more, which is another job's.
-                return Ok(Outcome::done());
+                return Ok(false);
             }
             let starts =
-                group.into_iter().map(|vm| async move { (vm, self.autostart_one(vm, context).await) });
+                group.into_iter().map(|vm| async move { (vm, self.autostart_one(vm, round, context).await) });
             let mut starts = futures_util::stream::iter(starts).buffer_unordered(STARTS_AT_ONCE);
             while let Some((vm, done)) = starts.next().await {
                 let name =
@@ -304,7 +331,7 @@ impl Operations {
                 }
             }
         }
-        Ok(autostart_outcome(&started, &failed, context))
+        Ok(true)
     }
 
     /// The VMs that come next, all of one order.
@@ -339,19 +366,16 @@ impl Operations {
         let now = Timestamp::now();
         let wait =
             delays.into_iter().map(|(delay_s, since)| left(Duration::from_secs(delay_s), since, now)).max();
-        tokio::select! {
-            () = tokio::time::sleep(wait.unwrap_or_default()) => Ok(()),
-            () = context.cancelled.cancelled() => Err(JobFault::new("CANCELLED", "cancelled")),
-        }
+        pause(wait.unwrap_or_default(), context).await
     }
 
     /// Whether it was started; `None`: somebody else has decided about it meanwhile.
-    async fn autostart_one(&self, vm: VmId, context: &StepContext) -> Result<Option<bool>> {
+    async fn autostart_one(&self, vm: VmId, round: usize, context: &StepContext) -> Result<Option<bool>> {
         let default = self.settings.vm.autostart_default;
         if !self.vms.get(vm).is_some_and(|vm| vm.record.awaits_autostart(default)) {
             return Ok(None);
         }
-        let key = Some(format!("autostart/{}/{vm}", context.job));
+        let key = Some(format!("autostart/{}/{vm}/{round}", context.job));
         let options = Options { idempotency_key: key, ..Options::default() };
         let job = self.submission("start_vm", &context.caller, plan::start_vm(vm), options);
         let ended = self.run_beside(job, context).await?;
@@ -382,6 +406,13 @@ impl Operations {
                 Err(error) => return Err(JobFault::new("STORE", error.to_string())),
             }
         }
+    }
+}
+
+async fn pause(time: Duration, context: &StepContext) -> Result<()> {
+    tokio::select! {
+        () = tokio::time::sleep(time) => Ok(()),
+        () = context.cancelled.cancelled() => Err(JobFault::new("CANCELLED", "cancelled")),
     }
 }
 

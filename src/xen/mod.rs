@@ -152,6 +152,20 @@ pub enum ToolstackError {
 
 pub type Result<T> = std::result::Result<T, ToolstackError>;
 
+/// What may be sent to a guest: a key of 1 to 64 ASCII letters, digits, `_`, `-`, `.` (none leads), a value of at most
+/// 1,024 bytes without a zero byte.
+pub fn check_guest_value(key: &str, value: &str) -> Result<()> {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || b"_-.".contains(&c);
+    let refused = |text: &str| Err(ToolstackError::Failed(text.to_owned()));
+    if !(1..=64).contains(&key.len()) || !key.bytes().all(plain) || key.starts_with('.') {
+        return refused("allowed are keys of 1 to 64 letters, digits, _ . -, with no dot first");
+    }
+    if value.len() > 1024 || value.contains('\0') {
+        return refused("allowed are values of at most 1,024 bytes, without a zero byte");
+    }
+    Ok(())
+}
+
 /// How long a call may take that moves this much memory: never less than `least`, and as slow as 64 MiB a second.
 pub fn moving_deadline(least: Duration, memory: MiB) -> Duration {
     least.max(Duration::from_secs(30) + Duration::from_secs(memory.0.div_ceil(64)))
@@ -246,8 +260,8 @@ pub trait Toolstack: Send + Sync + 'static {
     /// One magic SysRq letter to the guest.
     async fn sysrq(&self, domid: DomId, letter: char) -> Result<()>;
     async fn trigger(&self, domid: DomId, trigger: Trigger, vcpu: Option<u32>) -> Result<()>;
-    /// Writes below `/local/domain/<domid>/control/dom0d/`, for an agent in the guest. The key is one plain
-    /// part; the value at most 1,024 bytes.
+    /// Writes below `/local/domain/<domid>/control/dom0d/`, for an agent in the guest. Key and value:
+    /// [`check_guest_value`]. XenStore's names have no dot: one in a key is written as `@2E`.
     async fn send_to_guest(&self, domid: DomId, key: &str, value: &str) -> Result<()>;
     /// Dumps the domain's memory to a new file. `live`: without pausing it; `crash`: destroys it afterwards.
     async fn dump_core(&self, domid: DomId, file: &SafePath, live: bool, crash: bool) -> Result<()>;

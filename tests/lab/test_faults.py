@@ -12,7 +12,7 @@ XL = "/usr/lib/xen-4.17/bin/xl"
 VIF_SCRIPT = "/etc/xen/scripts/vif-bridge"
 STORE = "/run/xenstored"
 
-# xl, but for the words that /run/bad-xl tells: `hang pause 5`, `garbage create -e`.
+# xl, but for the words that /run/bad-xl tells: `hang sysrq 5`, `garbage create -e`.
 BAD_XL = """#!/bin/bash
 how='' words=''
 [ -e /run/bad-xl ] && read -r how words </run/bad-xl
@@ -79,6 +79,7 @@ class Faults(LabCase):
                 (calls, proxy.pause_vm, (REPO, other)),
                 (reads, proxy.vm_get, (other,)),
                 (calls, proxy.unpause_vm, (REPO, other)),
+                (calls, proxy.sysrq_vm, (REPO, other, "h")),
             ):
                 began = time.monotonic()
                 call(*arguments)
@@ -96,16 +97,15 @@ class Faults(LabCase):
         hurt, well = self.bare("hurt"), self.bare("well")
         for vm in (hurt, well):
             self.proxy.start_vm(REPO, vm)
-        self.bad(f"hang pause {self.agent.domains()['hurt'][0]}")
+        self.bad(f"hang sysrq {self.agent.domains()['hurt'][0]}")
         began = time.monotonic()
-        job = self.unhurt(self.proxy.job_submit("pause_vm", [REPO, hurt]), well)
+        job = self.unhurt(self.proxy.job_submit("sysrq_vm", [REPO, hurt, "h"]), well)
         self.assertGreaterEqual(time.monotonic() - began, self.limit_s)
         self.assertEqual((job["state"], job["fault"]["name"]), ("failed", "TOOLSTACK_TIMEOUT"))
         self.assertNothingHangs()
         self.assertEqual(self.state(hurt), "running")
         self.node.sh("rm /run/bad-xl")
-        self.proxy.pause_vm(REPO, hurt)
-        self.assertEqual(self.state(hurt), "paused")
+        self.proxy.sysrq_vm(REPO, hurt, "h")
 
     def test_a_build_that_hangs_or_writes_garbage_leaves_no_domain(self):
         vm = self.bare("unborn")

@@ -83,7 +83,7 @@ class EveryVerb(LabCase):
         domid = self.agent.domains()[name][0]
         self.agent.tell_guest(domid, "reboot")
         wait_for("a new domain", lambda: self.agent.domains().get(name, (domid,))[0] != domid, PATIENCE_S, 1)
-        self.up(name)
+        self.tick(name, "[ $n -gt 0 ] && [ $n -lt 3 ]")
         self.proxy.stop_vm(REPO, vm)
         self.proxy.start_vm(REPO, vm)
         self.up(name)

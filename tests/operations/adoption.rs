@@ -140,7 +140,7 @@ async fn autostart_keeps_the_order_and_the_delays_and_one_that_fails_stops_no_ot
         vms.push(vm);
     }
     let broken = Fate::Fail(WorldError::Failed("by script".to_owned()));
-    host.world.add_rule(Rule::next(Kind::Create, broken).of_vm(vms[4])).await.unwrap();
+    host.world.add_rule(Rule::next(Kind::Create, broken).of_vm(vms[4]).times(100)).await.unwrap();
     let before = host.audit().await.effects.len();
     let life = reboot(life, &host).await;
     let booted = tokio::time::Instant::now();
@@ -274,6 +274,33 @@ async fn a_guest_that_crashed_while_the_agent_was_dead_is_started_again_once_als
         assert_eq!(life.record(well).intent == Intent::On, !host_too);
         life.assert_agreement(&host).await;
         assert_eq!(life.record(crashed).crash_seen, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_after_a_boot_that_fails_is_tried_again_and_not_for_ever() {
+    for failures in [2, 100] {
+        let host = Host::new();
+        let life = Life::begin(&host).await;
+        let vm = life.started("web").await;
+        let broken = Fate::Fail(WorldError::Failed("by script".to_owned()));
+        autostart(&life, vm, 1, 0).await;
+        host.world.add_rule(Rule::next(Kind::Create, broken).times(failures)).await.unwrap();
+        let life = reboot(life, &host).await;
+        seconds(600.0).await;
+        life.quiet().await;
+        let failed = Listing { state: Some(JobState::Failed), limit: 99, ..Default::default() };
+        let tries = life.engine.list(&failed).await.unwrap().len();
+        let told = life.events("vm.autostart").await;
+        let (started, lost) = (told[0].data["started"].as_u64(), told[0].data["failed"].as_u64());
+        assert_eq!(told.len(), 1, "once, when it is settled");
+        if failures == 2 {
+            assert_eq!((tries, started, lost), (2, Some(1), Some(0)));
+            assert_eq!(life.record(vm).intent, Intent::On);
+        } else {
+            assert_eq!((tries, started, lost), (3, Some(0), Some(1)));
+            assert_eq!(end_of(&life, vm), (Intent::Off, Some(EndCause::HostDown)));
+        }
     }
 }
 

@@ -8,17 +8,13 @@ mod translate;
 use super::config::{Disk, DiskDevice, DomainConfig, Vif};
 use super::{
     AfterSave, DomId, DomainInfo, Handover, HypervisorInfo, Inflow, Observation, Outflow, Result, Toolstack,
-    ToolstackError, Trigger, moving_deadline,
+    ToolstackError, Trigger, check_guest_value, moving_deadline,
 };
 use crate::model::{Mac, MiB, SafePath, VmId};
 use crate::sim::{Answer, Handle, Request, WorldError};
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The value that [`Toolstack::send_to_guest`] takes at most.
-const MAX_GUEST_VALUE_BYTES: usize = 1024;
-const MAX_GUEST_KEY_BYTES: usize = 64;
 
 #[derive(Debug, Clone)]
 pub struct SimToolstack {
@@ -218,16 +214,7 @@ impl Toolstack for SimToolstack {
     }
 
     async fn send_to_guest(&self, domid: DomId, key: &str, value: &str) -> Result<()> {
-        let plain = |c: u8| c.is_ascii_alphanumeric() || b"_-.".contains(&c);
-        let good_key = (1..=MAX_GUEST_KEY_BYTES).contains(&key.len()) && key.bytes().all(plain);
-        if !good_key || key.starts_with('.') {
-            return Err(ToolstackError::Failed("the key is not one plain part of a path".to_owned()));
-        }
-        if value.len() > MAX_GUEST_VALUE_BYTES || value.contains('\0') {
-            return Err(ToolstackError::Failed(format!(
-                "the value is longer than {MAX_GUEST_VALUE_BYTES} bytes, or holds a zero byte"
-            )));
-        }
+        check_guest_value(key, value)?;
         let (key, value) = (key.to_owned(), value.to_owned());
         self.tell(Request::SendToGuest { domid: domid.0, key, value }).await
     }

@@ -3,12 +3,9 @@
 use super::Xl;
 use super::run::Leaves;
 use crate::model::{KiB, MiB};
-use crate::xen::{DomId, Result, RunState, ToolstackError, Trigger};
+use crate::xen::{DomId, Result, RunState, ToolstackError, Trigger, check_guest_value};
 use std::time::Duration;
 
-/// The value that is sent to a guest at most, and its key.
-const MAX_GUEST_VALUE_BYTES: usize = 1024;
-const MAX_GUEST_KEY_BYTES: usize = 64;
 /// How long a destroyed domain may take to be gone; its backends may hold pages of it a while longer.
 const TO_GO: Duration = Duration::from_secs(10);
 /// How long `xl destroy` is given at least. libxl waits 40 s for each hotplug script that hangs before it goes on, and
@@ -36,10 +33,22 @@ impl Xl {
         if (line.state == RunState::Paused) == paused {
             return Ok(());
         }
+        if self.paused_by_hypercall(domid, paused).await? {
+            return Ok(());
+        }
         let call = if paused { "pause" } else { "unpause" };
         let done = self.xl(&[call, &domid.0.to_string()], Leaves::Nothing).await;
         self.explained(domid, done.map(drop)).await?;
         Ok(())
+    }
+
+    /// Whether it was done without xl. An HVM domain's device model may have to be woken too: that is for xl.
+    async fn paused_by_hypercall(&self, domid: DomId, paused: bool) -> Result<bool> {
+        if !paused && self.kind(domid).await?.is_none_or(|kind| kind == b"hvm") {
+            return Ok(false);
+        }
+        let done = self.ask_hypervisor(move |hypervisor| hypervisor.pause(domid, paused)).await;
+        Ok(done.is_some())
     }
 
     /// Ends a domain and waits until Xen has let it go.
@@ -76,7 +85,8 @@ impl Xl {
         if online == 0 || online > all {
             return Err(ToolstackError::Failed(format!("{online} virtual CPUs; allowed: 1 to {all}")));
         }
-        let args = ["vcpu-set", &domid.0.to_string(), &online.to_string()];
+        // How many a VM may have is not xl's to say: a VM is built with more than the host has, too.
+        let args = ["vcpu-set", "--ignore-host", &domid.0.to_string(), &online.to_string()];
         let set = self.xl(&args, Leaves::Nothing).await;
         self.explained(domid, set.map(drop)).await
     }
@@ -150,17 +160,9 @@ impl Xl {
     }
 
     pub(super) async fn send_value(&self, domid: DomId, key: &str, value: &str) -> Result<()> {
-        let plain = |c: u8| c.is_ascii_alphanumeric() || b"_-".contains(&c);
-        if !(1..=MAX_GUEST_KEY_BYTES).contains(&key.len()) || !key.bytes().all(plain) {
-            return Err(ToolstackError::Failed("the key is not one plain part of a path".to_owned()));
-        }
-        if value.len() > MAX_GUEST_VALUE_BYTES || value.contains('\0') {
-            return Err(ToolstackError::Failed(format!(
-                "the value is longer than {MAX_GUEST_VALUE_BYTES} bytes, or holds a zero byte"
-            )));
-        }
+        check_guest_value(key, value)?;
         self.living(domid).await?;
-        let path = format!("/local/domain/{}/control/dom0d/{key}", domid.0);
+        let path = format!("/local/domain/{}/control/dom0d/{}", domid.0, key.replace('.', "@2E"));
         Ok(self.inner.store.write(&path, value.as_bytes()).await?)
     }
 }

@@ -1,8 +1,9 @@
-//! Looks without a process: the hypervisor's own list of domains, by one hypercall (`XEN_SYSCTL_getdomaininfolist`
-//! through `/dev/xen/privcmd`), the same that `xl list` makes. It takes microseconds where an xl takes as long as a
-//! program takes to start, and tells CPU time in nanoseconds.
+//! What needs no process: the hypervisor's own list of domains, and pausing one, by one hypercall each through
+//! `/dev/xen/privcmd` (`XEN_SYSCTL_getdomaininfolist`, `XEN_DOMCTL_pausedomain`, `XEN_DOMCTL_unpausedomain`): all that
+//! `xl list` and `xl pause` do, but in microseconds, where an xl takes as long as a program takes to start. CPU time is
+//! told in nanoseconds.
 //!
-//! The call is no stable interface of Xen: its structures change with releases, and Xen refuses a caller that names
+//! These calls are no stable interface of Xen: their structures change with releases, and Xen refuses a caller that names
 //! another version. So only releases whose structures are known here are asked (`KNOWN`), the version is Xen's own to
 //! accept, and when we open, what is told must agree with `xl list`; otherwise, and on any failure later, xl is asked
 //! as before.
@@ -19,12 +20,17 @@ use std::os::raw::{c_int, c_ulong};
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
-/// Versions of the sysctl interface whose structures are as below: Xen 4.17.
-const KNOWN: [u32; 1] = [0x15];
+/// Releases whose structures are as below, by the versions of their interfaces: Xen 4.17.
+const KNOWN: [Release; 1] = [Release { sysctl: 0x15, domctl: 0x15 }];
 /// `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`
 const IOCTL_HYPERCALL: c_ulong = 0x0030_5000;
 const HYPERVISOR_SYSCTL: u64 = 35;
+const HYPERVISOR_DOMCTL: u64 = 36;
+/// `XEN_SYSCTL_getdomaininfolist`
 const GET_DOMAIN_INFO_LIST: u32 = 6;
+/// `XEN_DOMCTL_pausedomain`, `XEN_DOMCTL_unpausedomain`
+const PAUSE: u32 = 3;
+const UNPAUSE: u32 = 4;
 const PAGE_BYTES: usize = 4096;
 /// One page for the request, the others for what is told.
 const PAGES: usize = 8;
@@ -33,6 +39,13 @@ const ENTRY_BYTES: usize = 112;
 const ENTRIES: usize = (PAGES - 1) * PAGE_BYTES / ENTRY_BYTES;
 /// Xen's domids end below this.
 const MAX_DOMAINS: usize = 0x7ff0;
+
+/// `XEN_SYSCTL_INTERFACE_VERSION` and `XEN_DOMCTL_INTERFACE_VERSION` of a release.
+#[derive(Debug, Clone, Copy)]
+struct Release {
+    sysctl: u32,
+    domctl: u32,
+}
 
 #[repr(C)]
 struct Hypercall {
@@ -68,6 +81,15 @@ impl Pages {
         NonNull::new(mapped.cast()).map(Self).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
+    /// The first page, empty but for the head that sysctl and domctl share.
+    fn request(&mut self, command: u32, version: u32) -> &mut [u8] {
+        let page = &mut self.bytes()[..PAGE_BYTES];
+        page.fill(0);
+        page[0..4].copy_from_slice(&command.to_ne_bytes());
+        page[4..8].copy_from_slice(&version.to_ne_bytes());
+        page
+    }
+
     fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the mapping is of this length, initialised by the kernel, and ours as long as `self` is.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr(), PAGES * PAGE_BYTES) }
@@ -84,7 +106,7 @@ impl Drop for Pages {
 /// The way to the hypervisor.
 pub(super) struct Hypervisor {
     privcmd: File,
-    version: u32,
+    release: Release,
     pages: Mutex<Pages>,
 }
 
@@ -92,10 +114,10 @@ impl Hypervisor {
     /// Fails where there is no Xen, or one whose structures are not known.
     pub fn open() -> io::Result<Self> {
         let privcmd = OpenOptions::new().read(true).write(true).open("/dev/xen/privcmd")?;
-        let mut hypervisor = Self { privcmd, version: 0, pages: Mutex::new(Pages::new()?) };
+        let mut hypervisor = Self { privcmd, release: KNOWN[0], pages: Mutex::new(Pages::new()?) };
         let mut refused = io::Error::from(io::ErrorKind::Unsupported);
-        for version in KNOWN {
-            hypervisor.version = version;
+        for release in KNOWN {
+            hypervisor.release = release;
             match hypervisor.domain(DomId(0)) {
                 Ok(_) => return Ok(hypervisor),
                 Err(error) => refused = error,
@@ -126,32 +148,46 @@ impl Hypervisor {
         Ok(self.ask(domid.0, 1)?.into_iter().find(|line| line.domid == domid))
     }
 
-    fn ask(&self, first: u32, entries: usize) -> io::Result<Vec<Line>> {
-        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-        let first = u16::try_from(first).map_err(|_| invalid())?;
-        let entries = u32::try_from(entries).map_err(|_| invalid())?;
+    /// Xen counts pauses: whoever pauses twice must unpause twice.
+    pub fn pause(&self, domid: DomId, paused: bool) -> io::Result<()> {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = pages.0.as_ptr() as u64;
+        let head = pages.request(if paused { PAUSE } else { UNPAUSE }, self.release.domctl);
+        head[8..10].copy_from_slice(&number_of(domid.0)?.to_ne_bytes());
+        self.call(HYPERVISOR_DOMCTL, &mut pages)
+    }
+
+    fn ask(&self, first: u32, entries: usize) -> io::Result<Vec<Line>> {
+        let first = number_of(first)?;
+        let entries = u32::try_from(entries).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let buffer = pages.0.as_ptr() as u64 + PAGE_BYTES as u64;
+        let head = pages.request(GET_DOMAIN_INFO_LIST, self.release.sysctl);
+        head[8..10].copy_from_slice(&first.to_ne_bytes());
+        // At most what `ENTRIES` keeps within the mapping.
+        head[12..16].copy_from_slice(&entries.to_ne_bytes());
+        head[16..24].copy_from_slice(&buffer.to_ne_bytes());
+        self.call(HYPERVISOR_SYSCTL, &mut pages)?;
         let bytes = pages.bytes();
-        bytes[..PAGE_BYTES].fill(0);
-        bytes[0..4].copy_from_slice(&GET_DOMAIN_INFO_LIST.to_ne_bytes());
-        bytes[4..8].copy_from_slice(&self.version.to_ne_bytes());
-        bytes[8..10].copy_from_slice(&first.to_ne_bytes());
-        bytes[12..16].copy_from_slice(&entries.to_ne_bytes());
-        bytes[16..24].copy_from_slice(&(address + PAGE_BYTES as u64).to_ne_bytes());
-        let mut call = Hypercall { op: HYPERVISOR_SYSCTL, args: [address, 0, 0, 0, 0] };
-        // SAFETY: the ioctl reads `call`, which lives; the hypervisor reads the first page and writes at most `entries`
-        // entries from the second page on, which `ENTRIES` keeps within the mapping.
-        let done: c_int = unsafe {
-            libc::ioctl(self.privcmd.as_raw_fd(), IOCTL_HYPERCALL as _, std::ptr::from_mut(&mut call))
-        };
-        if done < 0 {
-            return Err(io::Error::last_os_error());
-        }
         let told = number(bytes, 24) as usize;
         let entries = bytes[PAGE_BYTES..].chunks_exact(ENTRY_BYTES).take(told.min(ENTRIES));
         entries.map(|entry| line(entry).ok_or_else(|| io::ErrorKind::InvalidData.into())).collect()
     }
+
+    /// Makes the call whose request lies in the first page.
+    fn call(&self, op: u64, pages: &mut Pages) -> io::Result<()> {
+        let mut call = Hypercall { op, args: [pages.0.as_ptr() as u64, 0, 0, 0, 0] };
+        // SAFETY: the ioctl reads `call`, which lives; the hypervisor reads the first page, and writes only to it and to
+        // the buffer that its request names, which lies within the mapping; both stay ours until this returns.
+        let done: c_int = unsafe {
+            libc::ioctl(self.privcmd.as_raw_fd(), IOCTL_HYPERCALL as _, std::ptr::from_mut(&mut call))
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// A domid as Xen takes it.
+fn number_of(domid: u32) -> io::Result<u16> {
+    u16::try_from(domid).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 fn number(bytes: &[u8], at: usize) -> u32 {

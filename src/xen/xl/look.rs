@@ -1,5 +1,5 @@
-//! Looks: which domains there are and what they do. The hypervisor's list, or one `xl list -v`, dressed with what XenStore tells: memory
-//! and virtual CPUs as they were set (the guest comes after), the VNC port, the start.
+//! Looks: which domains there are and what they do. The hypervisor's list, or one `xl list -v`, dressed with what
+//! XenStore tells: memory and virtual CPUs as they were set (the guest comes after), the VNC port, the start.
 
 use super::hypercall::Hypervisor;
 use super::read::{self, Info, Line};
@@ -65,7 +65,7 @@ impl Xl {
     }
 
     /// `None`: it cannot be asked, and xl must.
-    async fn ask_hypervisor<T: Send + 'static>(
+    pub(super) async fn ask_hypervisor<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Hypervisor) -> std::io::Result<T> + Send + 'static,
     ) -> Option<T> {
@@ -74,7 +74,7 @@ impl Xl {
         match tokio::task::spawn_blocking(move || ask(&hypervisor)).await.ok()? {
             Ok(told) => Some(told),
             Err(error) => {
-                tracing::warn!(%error, "the hypervisor does not tell its domains; xl is asked");
+                tracing::warn!(%error, "the hypervisor does not answer us; xl is asked");
                 None
             }
         }
@@ -145,6 +145,11 @@ impl Xl {
         Ok(self.node(domid, path).await?.and_then(|text| text.parse().ok()))
     }
 
+    /// `pv`, `pvh` or `hvm`, as libxl built it.
+    pub(super) async fn kind(&self, domid: DomId) -> Result<Option<Vec<u8>>> {
+        Ok(self.inner.store.read(&format!("/libxl/{}/type", domid.0)).await?)
+    }
+
     /// How many virtual CPUs the domain has, and how many of them it is to use.
     pub(super) async fn vcpus(&self, domid: DomId) -> Result<Option<(u32, u32)>> {
         let names = self.inner.store.list(&format!("/local/domain/{}/cpu", domid.0)).await?;
@@ -172,7 +177,7 @@ impl Xl {
             _ => line.memory,
         };
         let max_memory = self.max_memory(domid).await?.unwrap_or(memory);
-        let kind = self.inner.store.read(&format!("/libxl/{}/type", domid.0)).await?;
+        let kind = self.kind(domid).await?;
         let (vcpus, online) = match self.vcpus(domid).await? {
             // A device model plugs virtual CPUs without a word in XenStore.
             Some((all, _)) if kind.as_deref() == Some(b"hvm") => (all, line.online_vcpus),

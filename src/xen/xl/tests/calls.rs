@@ -298,10 +298,11 @@ async fn a_value_for_a_guest_lands_below_its_own_folder_and_nowhere_else() {
     for key in ["", "a/b", "..", "a b", "a\0", "é", &"k".repeat(300)] {
         assert!(xl.send_to_guest(SIX, key, "x").await.is_err(), "{key:?}");
     }
-    xl.send_to_guest(SIX, "key", "value").await.unwrap();
-    let all = fake.store.0.lock().unwrap().clone();
-    assert_eq!(
-        all.into_iter().collect::<Vec<_>>(),
-        [("/local/domain/6/control/dom0d/key".to_owned(), b"value".to_vec())]
-    );
+    for (key, node) in [("key", "key"), ("com.example.key", "com@2Eexample@2Ekey")] {
+        fake.store.0.lock().unwrap().clear();
+        xl.send_to_guest(SIX, key, "value").await.unwrap();
+        let all = fake.store.0.lock().unwrap().clone();
+        let path = format!("/local/domain/6/control/dom0d/{node}");
+        assert_eq!(all.into_iter().collect::<Vec<_>>(), [(path, b"value".to_vec())]);
+    }
 }
