@@ -1,16 +1,19 @@
 //! Ids, names, addresses and sizes: types that cannot be wrong.
 //!
 //! A value of one of these types has been checked once, where it came in, and is not checked again. Each
-//! `parse` says in its error what is allowed. Nothing here does I/O or knows a domain.
+//! `parse` says in its error what is allowed. Nothing here does I/O or knows a domain. One thing here is no type of that
+//! kind: the bounded queue in which hints melt together ([`Observers`]), since drivers of every world need it.
 
 mod id;
 mod name;
+mod observers;
 mod secret;
 mod size;
 mod time;
 
 pub use id::{EventNumber, JobId, MigrationId, RepoId, VmId};
 pub use name::{BridgeName, IfName, Label, Mac, SafePath, Text, VmName};
+pub use observers::{Hint, Observers};
 pub use secret::Secret;
 pub use size::{Bytes, KiB, MiB};
 pub use time::Timestamp;

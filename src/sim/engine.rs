@@ -4,9 +4,8 @@
 //! step of the machine's clock does not. A task of the engine wakes at the world's next event and ends when the
 //! engine is dropped. The lock around the world is held for one request and never across an await.
 
-use super::observe::Hub;
 use super::{Answer, Fate, Image, Observation, Options, Request, Result, World, WorldError, image};
-use crate::model::Timestamp;
+use crate::model::{Observers, Timestamp};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +19,7 @@ pub struct Engine {
     world: Mutex<World>,
     started: Instant,
     started_at: Timestamp,
-    hub: Hub,
+    observers: Observers<Observation>,
     /// The next event may be another one now (or the engine is gone).
     changed: Arc<Notify>,
     runtime: tokio::runtime::Handle,
@@ -47,7 +46,7 @@ impl Engine {
             world: Mutex::new(World::new(options, started_at)),
             started: Instant::now(),
             started_at,
-            hub: Hub::default(),
+            observers: Observers::default(),
             changed: Arc::new(Notify::new()),
             runtime: tokio::runtime::Handle::current(),
             on_their_way: Mutex::default(),
@@ -68,13 +67,13 @@ impl Engine {
             let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
             work(&mut world, self.now())
         };
-        self.hub.tell(&observed);
+        observed.into_iter().for_each(|one| self.observers.tell(one));
         self.changed.notify_one();
         result
     }
 
     pub(super) fn observe<T: From<Observation> + Send + 'static>(&self) -> tokio::sync::mpsc::Receiver<T> {
-        self.hub.observe(&self.runtime)
+        self.observers.observe(&self.runtime)
     }
 
     /// A number for one more client.
@@ -231,7 +230,7 @@ impl Engine {
             let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
             (world.advance(self.now()), world.next_event_at())
         };
-        self.hub.tell(&observed);
+        observed.into_iter().for_each(|one| self.observers.tell(one));
         next
     }
 }

@@ -27,7 +27,6 @@ mod handle;
 mod host;
 mod image;
 mod life;
-mod observe;
 pub mod process;
 mod remote;
 mod request;

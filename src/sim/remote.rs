@@ -6,8 +6,8 @@
 //! new connection the world first says to look at everything.
 
 use super::frame::{self, FromWorld, ToWorld};
-use super::observe::Hub;
 use super::{Answer, Observation, Request, Result, WorldError};
+use crate::model::Observers;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,16 +30,16 @@ struct Call {
 #[derive(Debug)]
 pub(super) struct Remote {
     calls: mpsc::Sender<Call>,
-    hub: Arc<Hub>,
+    observers: Arc<Observers<Observation>>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Remote {
     pub(super) fn start(socket: PathBuf) -> Self {
         let (calls, queue) = mpsc::channel(QUEUE);
-        let hub = Arc::new(Hub::default());
-        tokio::spawn(stay_connected(socket, queue, hub.clone()));
-        Self { calls, hub, runtime: tokio::runtime::Handle::current() }
+        let observers: Arc<Observers<Observation>> = Arc::default();
+        tokio::spawn(stay_connected(socket, queue, observers.clone()));
+        Self { calls, observers, runtime: tokio::runtime::Handle::current() }
     }
 
     pub(super) async fn call(&self, request: Request) -> Result<Answer> {
@@ -51,7 +51,7 @@ impl Remote {
     }
 
     pub(super) fn observe<T: From<Observation> + Send + 'static>(&self) -> mpsc::Receiver<T> {
-        self.hub.observe(&self.runtime)
+        self.observers.observe(&self.runtime)
     }
 }
 
@@ -60,14 +60,18 @@ fn unreachable(why: &str) -> WorldError {
 }
 
 /// Ends when the last [`Remote`] is dropped.
-async fn stay_connected(socket: PathBuf, mut queue: mpsc::Receiver<Call>, hub: Arc<Hub>) {
+async fn stay_connected(
+    socket: PathBuf,
+    mut queue: mpsc::Receiver<Call>,
+    observers: Arc<Observers<Observation>>,
+) {
     let mut pause = FIRST_PAUSE;
     loop {
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&socket)).await;
         match connecting.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(stream) => {
                 pause = FIRST_PAUSE;
-                match converse(stream, &mut queue, &hub).await {
+                match converse(stream, &mut queue, &observers).await {
                     Ended::NobodyAsks => return,
                     Ended::Lost(why) => tracing::debug!(%why, "connection to the simulated world lost"),
                 }
@@ -102,7 +106,11 @@ enum Ended {
 type Waiting = Mutex<HashMap<u64, oneshot::Sender<Result<Answer>>>>;
 
 /// Dropping `waiting` at the end tells every waiting call that the connection broke.
-async fn converse(stream: UnixStream, queue: &mut mpsc::Receiver<Call>, hub: &Hub) -> Ended {
+async fn converse(
+    stream: UnixStream,
+    queue: &mut mpsc::Receiver<Call>,
+    observers: &Observers<Observation>,
+) -> Ended {
     let (read, mut write) = stream.into_split();
     let waiting: Waiting = Mutex::default();
     let sending = async {
@@ -131,11 +139,15 @@ async fn converse(stream: UnixStream, queue: &mut mpsc::Receiver<Call>, hub: &Hu
     };
     tokio::select! {
         ended = sending => ended,
-        error = receive(read, &waiting, hub) => Ended::Lost(error),
+        error = receive(read, &waiting, observers) => Ended::Lost(error),
     }
 }
 
-async fn receive(read: impl AsyncRead + Unpin, waiting: &Waiting, hub: &Hub) -> std::io::Error {
+async fn receive(
+    read: impl AsyncRead + Unpin,
+    waiting: &Waiting,
+    observers: &Observers<Observation>,
+) -> std::io::Error {
     let mut read = BufReader::new(read);
     loop {
         match frame::read::<FromWorld>(&mut read).await {
@@ -145,7 +157,7 @@ async fn receive(read: impl AsyncRead + Unpin, waiting: &Waiting, hub: &Hub) -> 
                     drop(answer.send(result));
                 }
             }
-            Ok(FromWorld::Observation(observation)) => hub.tell(&[observation]),
+            Ok(FromWorld::Observation(observation)) => observers.tell(observation),
             Err(error) => return error,
         }
     }

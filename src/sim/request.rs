@@ -1,7 +1,7 @@
 //! What may be asked of the world, and what it answers: the words of its protocol (JSON on the socket).
 
 use super::{Audit, Behaviour, HostView, Link, Ntp, Rule, Zone};
-use crate::model::{KiB, MiB, SafePath, Timestamp, VmId, VmName};
+use crate::model::{Hint, KiB, MiB, SafePath, Timestamp, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -127,6 +127,25 @@ pub enum Trigger {
 pub enum Observation {
     Domain(u32),
     Everything,
+}
+
+impl Hint for Observation {
+    type Thing = u32;
+
+    fn at(domid: u32) -> Self {
+        Self::Domain(domid)
+    }
+
+    fn everything() -> Self {
+        Self::Everything
+    }
+
+    fn thing(self) -> Option<u32> {
+        match self {
+            Self::Domain(domid) => Some(domid),
+            Self::Everything => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

@@ -13,7 +13,7 @@ pub mod sim;
 pub mod xenstore;
 pub mod xl;
 
-use crate::model::{KiB, MiB, SafePath, Timestamp, VmId};
+use crate::model::{Hint, KiB, MiB, SafePath, Timestamp, VmId};
 use async_trait::async_trait;
 use config::{Disk, DomainConfig, Vif};
 use serde::{Deserialize, Serialize};
@@ -124,6 +124,25 @@ pub enum Observation {
     Domain(DomId),
     /// Some observations were lost, or the connection was made anew: look at everything.
     Everything,
+}
+
+impl Hint for Observation {
+    type Thing = DomId;
+
+    fn at(domid: DomId) -> Self {
+        Self::Domain(domid)
+    }
+
+    fn everything() -> Self {
+        Self::Everything
+    }
+
+    fn thing(self) -> Option<DomId> {
+        match self {
+            Self::Domain(domid) => Some(domid),
+            Self::Everything => None,
+        }
+    }
 }
 
 /// Why the toolstack did not do what it was asked.

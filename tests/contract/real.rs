@@ -44,6 +44,8 @@ fn path(name: &str, otherwise: &str) -> SafePath {
     SafePath::parse(&set(name).unwrap_or_else(|| otherwise.to_owned())).unwrap()
 }
 
+/// What no rule takes, however slow the host.
+const OF_A_RULE: Duration = Duration::from_secs(300);
 const FOLDER: &str = "/var/tmp/dom0d-contract";
 
 /// A file of its own for each disk of each VM.
@@ -147,7 +149,7 @@ fn real_xen() {
             runtime.block_on(async {
                 let env = environment().await;
                 destroy_all(&env).await;
-                rule(&env).await;
+                tokio::time::timeout(OF_A_RULE, rule(&env)).await.expect("a rule comes to its end");
             });
         }));
         let word = if held.is_ok() { "holds" } else { "DOES NOT HOLD" };

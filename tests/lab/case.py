@@ -18,7 +18,13 @@ import nodes
 sys.path.insert(0, str(nodes.ROOT / "tests" / "client"))
 import harness  # noqa: E402
 
-LONG = os.environ.get("DOM0D_LAB_LONG") == "1"
+# How much is done: a slow machine has no time for all of it (`run --form auto`).
+FORMS = ("glance", "brief", "whole", "long")
+FORM = os.environ.get("DOM0D_LAB_FORM", "whole")
+LONG = FORM == "long"
+WARM = os.environ.get("DOM0D_LAB_WARM") == "1"
+# Where the suites of one node run.
+NODE = os.environ.get("DOM0D_LAB_NODE", "a")
 # Emulated, on a machine that may be busy with something else.
 PATIENCE_S = 240
 harness.PATIENCE_S = PATIENCE_S
@@ -26,6 +32,16 @@ REPO = harness.REPO
 DISKS = harness.DISKS
 KERNELS = "/var/lib/dom0d/kernels"
 STATE = "/var/lib/dom0d"
+
+def by_form(*values):
+    """The value for the form: one for each of FORMS."""
+    return values[FORMS.index(FORM)]
+
+
+def from_form(form):
+    """A test, or a class of them, that shorter forms leave out, and say so."""
+    return unittest.skipIf(FORMS.index(FORM) < FORMS.index(form), f"left out of the form {FORM!r}")
+
 
 # The newest tick of a guest's console, for Node.wait.
 TICK = r"""
@@ -235,13 +251,13 @@ def guest(agent, name, kind="pvh", *, disk=True, vif=True, more=""):
 
 
 class LabCase(unittest.TestCase):
-    """Tests on node a, warm if it is on already."""
+    """Tests on one node, warm if it is on already."""
 
     systemd = False
 
     @classmethod
     def setUpClass(cls):
-        cls.agent = deployed("a", systemd=cls.systemd)
+        cls.agent = deployed(NODE, systemd=cls.systemd)
         cls.node = cls.agent.node
         cls.addClassCleanup(cls.agent.stop)
         cls.proxy = cls.agent.proxy()

@@ -3,7 +3,7 @@
 import os
 import unittest
 
-from case import KERNELS, LONG, LabCase
+from case import KERNELS, LONG, LabCase, from_form
 
 
 @unittest.skipUnless(os.environ.get("DOM0D_LAB_CONTRACT"), "run by tests/lab/run, which builds the contract's program")
@@ -22,8 +22,10 @@ class Contract(LabCase):
         self.assertEqual(done.code, 0, done.output[-4000:])
         self.assertIn(": holds (", done.output)
 
+    @from_form("whole")
     def test_it_is_kept_with_pv_guests(self):
         self.held("pv")
 
+    @from_form("brief")
     def test_it_is_kept_with_pvh_guests(self):
         self.held("pvh")

@@ -4,7 +4,7 @@ import datetime
 import re
 import time
 
-from case import LONG, REPO, LabCase
+from case import REPO, LabCase, by_form, from_form
 from nodes import wait_for
 
 # Ends a domain behind dom0d's back, and tells the last moment of dom0's clock at which Xen still had it.
@@ -43,7 +43,7 @@ class SeenInTime(LabCase):
         # Bare, since it is built often and need not come up.
         vm, _ = self.create(name, disk=False, vif=False)
         since_gone, since_asked = [], []
-        for _ in range(100 if LONG else 20):
+        for _ in range(by_form(5, 10, 20, 100)):
             self.proxy.start_vm(REPO, vm)
             gone, asked = self.seen(name, vm)
             since_gone.append(gone)
@@ -55,6 +55,7 @@ class SeenInTime(LabCase):
                   f"{1000 * seconds[int(0.99 * len(seconds))]:.0f} ms of {len(seconds)}", flush=True)  # fmt: skip
         self.assertLessEqual(since_gone[int(0.99 * len(since_gone))], 1.0)
 
+    @from_form("whole")
     def test_a_stop_and_a_start_at_once_do_not_meet(self):
         """`xl shutdown -w` returns before the domain is gone, and the next create then says that it exists."""
         name = "again"

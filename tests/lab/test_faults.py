@@ -5,7 +5,7 @@ go on meanwhile, and afterwards everything works again."""
 import time
 import xmlrpc.client
 
-from case import PATIENCE_S, REPO, LabCase
+from case import PATIENCE_S, REPO, LabCase, from_form
 from nodes import wait_for
 
 XL = "/usr/lib/xen-4.17/bin/xl"
@@ -30,6 +30,7 @@ exec sleep 54321
 """
 
 
+@from_form("brief")
 class Faults(LabCase):
     @classmethod
     def setUpClass(cls):

@@ -4,7 +4,7 @@ import re
 import statistics
 import time
 
-from case import DISKS, LONG, REPO, LabCase, guest
+from case import DISKS, LONG, REPO, LabCase, by_form, guest
 
 # What changes by itself, or counts up for ever.
 VOLATILE = re.compile(
@@ -30,7 +30,9 @@ class Lifecycles(LabCase):
     def life(self, number, kind, times):
         """Created, started, paused, saved, restored, stopped, deleted."""
         name = f"life-{number}"
-        vm, params = guest(self.agent, name, kind)
+        # Hotplug scripts take most of a life's time.
+        devices = LONG or number % 5 == 0
+        vm, params = guest(self.agent, name, kind, disk=devices, vif=devices)
         steps = (
             ("create", self.proxy.create_vm, (REPO, vm, params)),
             ("start", self.proxy.start_vm, (REPO, vm)),
@@ -55,9 +57,10 @@ class Lifecycles(LabCase):
         self.life(0, "pvh", {})
         before = self.leftovers()
         times = {}
-        lives = 100 if LONG else 20
+        lives = by_form(2, 5, 20, 100)
         for number in range(1, lives + 1):
             self.life(number, "pvh" if number % 2 else "pv", times)
+            print(f"    life {number}: {sum(seconds[-1] for seconds in times.values()):.1f} s", flush=True)
         for step, seconds in times.items():
             print(f"    {step:<8} median {statistics.median(seconds):6.2f} s, most {max(seconds):6.2f} s", flush=True)
         after = self.leftovers()

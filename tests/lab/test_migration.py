@@ -5,14 +5,13 @@ Its guest counts: each number must be told once, by one of the two nodes. A numb
 twice; one that nobody tells was lost on the way."""
 
 import contextlib
-import sys
 import threading
 import time
 import unittest
 import uuid
 import xmlrpc.client
 
-from case import LONG, PATIENCE_S, REPO, deployed, guest, harness
+from case import PATIENCE_S, REPO, WARM, by_form, deployed, from_form, guest, harness
 from nodes import LabError, Node, wait_for
 
 LINK = "lan2"
@@ -25,7 +24,7 @@ MEMORY_MIB = 112
 DECIDED_WITHIN_S = 60
 # Longer than `stall_s` of dom0d.toml.
 CABLE_OUT_S = 20
-ROUNDS = 3 if LONG else 1
+ROUNDS = by_form(1, 1, 1, 3)
 # How far a migration has come, as the source's daemon says in its log.
 PHASES = ("prepared", "sending", "handed over", "committed")
 # Of a migration that is being sent, something is to be under way.
@@ -49,7 +48,7 @@ newest() {
 
 def tearDownModule():
     """Other suites need one node, and the CPU of the other."""
-    if "--warm" not in sys.argv:
+    if not WARM:
         Node("b").down()
 
 
@@ -217,7 +216,7 @@ class ThereAndBack(Pair):
         vm = self.made("a", name, OVM_description="travels")
         before, here = self.ask("a").get_vm_config(REPO, vm), "a"
         downtimes = []
-        for _ in range(40 if LONG else 6):
+        for _ in range(by_form(1, 2, 6, 40)):
             downtimes.append(self.sent(vm, here)["downtime_ms"])
             here, seconds = self.decided(vm, name)
             self.assertEqual(here, OTHER["a" if len(downtimes) % 2 else "b"])
@@ -227,6 +226,7 @@ class ThereAndBack(Pair):
         downtimes.sort()
         print(f"    stood still: median {downtimes[len(downtimes) // 2]} ms, worst {downtimes[-1]} ms", flush=True)
 
+    @from_form("brief")
     def test_a_guest_that_stands_still_goes_too(self):
         name = f"still-{uuid.uuid4().hex[:4]}"
         vm = self.made("a", name, kind="pv")
@@ -235,6 +235,7 @@ class ThereAndBack(Pair):
         self.ticks_on("b", name)
         self.counted(name)
 
+    @from_form("whole")
     def test_a_target_that_lacks_something_says_so_and_the_guest_notices_nothing(self):
         self.sh("a", "ip link show onlya >/dev/null 2>&1 || ip link add onlya type bridge; ip link set onlya up")
         self.addCleanup(self.sh, "a", "ip link del onlya")
@@ -264,6 +265,7 @@ class ThereAndBack(Pair):
         self.assertIn("MIGRATION_REFUSED", words)
         return words
 
+    @from_form("brief")
     def test_a_cancelled_migration_leaves_the_guest_where_it_is(self):
         name = f"called-{uuid.uuid4().hex[:4]}"
         vm = self.made("a", name)
@@ -379,25 +381,26 @@ class SomethingDies(Pair):
             time.sleep(0.5)
         raise AssertionError(f"not settled: {seen}")
 
-    def each(self, strike):
+    def each(self, brief, strike):
+        """At each phase; `brief`: at the phases that a short form has time for."""
         self.name = f"f22-{uuid.uuid4().hex[:4]}"
         self.here = "a"
         self.vm = self.made("a", self.name)
         for _ in range(ROUNDS):
-            for phase in PHASES:
+            for phase in by_form(brief[:1], brief, PHASES, PHASES):
                 with self.subTest(phase=phase):
                     strike(phase)
 
     def test_the_source_agent_is_killed_in_each_phase(self):
         back = lambda source, _: self.agents[source].start()  # noqa: E731
-        self.each(lambda phase: self.strike(phase, "source agent", None, on=lambda _: "/lab/agent kill", back=back))
+        self.each(["handed over", "sending"], lambda phase: self.strike(phase, "source agent", None, on=lambda _: "/lab/agent kill", back=back))
 
     def test_the_target_agent_is_killed_in_each_phase(self):
         def kill(_, target):
             self.agents[target].kill()
             self.agents[target].start()
 
-        self.each(lambda phase: self.strike(phase, "target agent", kill))
+        self.each(["prepared", "committed"], lambda phase: self.strike(phase, "target agent", kill))
 
     def test_the_link_is_pulled_in_each_phase(self):
         def pull(source, _):
@@ -408,12 +411,12 @@ class SomethingDies(Pair):
             finally:
                 node.link(LINK, True)
 
-        self.each(lambda phase: self.strike(phase, "link", pull))
+        self.each(["sending"], lambda phase: self.strike(phase, "link", pull))
 
     def test_the_power_is_cut_in_the_middle(self):
         """Of the source while memory is sent: it dies with the host. Of the target: the guest notices nothing."""
-        for victim in ("source", "target"):
+        for victim in by_form(["source"], ["source"], ["source", "target"], ["source", "target"]):
             for _ in range(ROUNDS):
-                for phase in PHASES if LONG else ["sending"]:
+                for phase in by_form(["sending"], ["sending"], ["sending"], PHASES):
                     with self.subTest(victim=victim, phase=phase):
                         self.cut_off(phase, victim)

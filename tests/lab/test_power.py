@@ -2,7 +2,7 @@
 
 import time
 
-from case import PATIENCE_S, REPO, LabCase
+from case import PATIENCE_S, REPO, LabCase, from_form
 from nodes import wait_for
 
 
@@ -48,6 +48,7 @@ class Power(LabCase):
         self.assertEqual(self.proxy.get_vm_config(REPO, made["by-hand"])["OVM_description"], "acknowledged")
         self.after_the_boot(made, before)
 
+    @from_form("whole")
     def test_after_a_reboot_of_the_host_vms_run_as_they_are_told(self):
         made, before = self.two_running(), self.boot_id()
         print(f"    rebooted in {self.node.reboot():.1f} s", flush=True)

@@ -2,10 +2,11 @@
 
 import time
 
-from case import PATIENCE_S, REPO, LabCase
+from case import PATIENCE_S, REPO, LabCase, from_form
 from nodes import wait_for
 
 
+@from_form("brief")
 class UnderSystemd(LabCase):
     systemd = True
 

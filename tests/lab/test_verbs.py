@@ -4,7 +4,7 @@ one thing; whether it happened is asked of `xl`, of XenStore, and of the guest, 
 import unittest
 import xmlrpc.client
 
-from case import DISKS, PATIENCE_S, REPO, LabCase, mac
+from case import DISKS, FORM, PATIENCE_S, REPO, LabCase, by_form, mac
 from nodes import wait_for
 
 ALIVE = "^[r-][b-]----$"
@@ -14,6 +14,14 @@ class EveryVerb(LabCase):
     """The subclasses say of which kind the guest is."""
 
     kind = None
+    # What shorter forms do with this kind of guest.
+    in_brief = ()
+
+    def setUp(self):
+        test = self._testMethodName
+        if not by_form("whole_life" in test, any(word in test for word in self.in_brief), True, True):
+            self.skipTest(f"left out of the form {FORM!r}")
+        super().setUp()
 
     def sees(self, name, **wanted):
         """Waits until the guest has what is wanted, by its own newest tick."""
@@ -184,10 +192,12 @@ class EveryVerb(LabCase):
 
 class OfPv(EveryVerb):
     kind = "pv"
+    in_brief = ("whole_life", "disks_and_vifs", "signals")
 
 
 class OfPvh(EveryVerb):
     kind = "pvh"
+    in_brief = ("test_",)
 
 
 def load_tests(loader, _tests, _pattern):

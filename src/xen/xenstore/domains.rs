@@ -14,8 +14,8 @@
 //! between. Not watched: `control/shutdown`, which says what was asked of a guest and not what became of it.
 
 use super::client::Client;
-use super::observers::Observers;
 use super::{Hint, Result, StoreError, StorePath, WatchPath, Watcher};
+use crate::model::Observers;
 use crate::xen::{DomId, Observation};
 use futures_util::future::try_join_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +40,7 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 /// Observes domains for as long as it is held.
 #[derive(Debug)]
 pub struct DomainWatch {
-    observers: Arc<Observers>,
+    observers: Arc<Observers<Observation>>,
     task: tokio::task::JoinHandle<()>,
     runtime: tokio::runtime::Handle,
 }
@@ -66,7 +66,7 @@ impl Drop for DomainWatch {
     }
 }
 
-async fn watch(client: Client, observers: Arc<Observers>) {
+async fn watch(client: Client, observers: Arc<Observers<Observation>>) {
     let mut retry = FIRST_RETRY;
     loop {
         let watcher = client.watcher();
@@ -105,7 +105,7 @@ struct Known {
 struct Look {
     client: Client,
     watcher: Watcher,
-    observers: Arc<Observers>,
+    observers: Arc<Observers<Observation>>,
     known: BTreeMap<DomId, Known>,
     /// Domains whose facts may have changed, and when to look.
     due: BTreeMap<DomId, Instant>,
@@ -156,7 +156,7 @@ impl Look {
 
     fn tell(&self, observation: Observation) {
         tracing::debug!(?observation, "observed");
-        self.observers.tell(&observation);
+        self.observers.tell(observation);
     }
 
     async fn everything(&mut self) -> Result<()> {

@@ -26,7 +26,6 @@ mod domains;
 mod endpoint;
 #[cfg(test)]
 mod fake;
-mod observers;
 mod path;
 mod perms;
 mod runner;
