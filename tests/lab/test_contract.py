@@ -26,6 +26,6 @@ class Contract(LabCase):
     def test_it_is_kept_with_pv_guests(self):
         self.held("pv")
 
-    @from_form("brief")
+    @from_form("whole")
     def test_it_is_kept_with_pvh_guests(self):
         self.held("pvh")

@@ -107,3 +107,26 @@ impl AsyncWrite for Device {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    #[tokio::test]
+    async fn a_xenstored_that_refuses_is_not_gone_round_and_one_that_is_not_there_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let _listening = UnixListener::bind(path("listens")).unwrap();
+        let listens = Endpoint::Socket(path("listens"));
+        // A socket that nobody listens at any more.
+        drop(UnixListener::bind(path("dead")).unwrap());
+
+        let ways = Endpoint::Any(vec![Endpoint::Socket(path("absent")), listens.clone()]);
+        assert!(ways.connect().await.is_ok());
+        let ways = Endpoint::Any(vec![Endpoint::Socket(path("dead")), listens]);
+        assert_eq!(ways.connect().await.err().unwrap().kind(), io::ErrorKind::ConnectionRefused);
+        let none = Endpoint::Any(vec![Endpoint::Socket(path("absent"))]);
+        assert_eq!(none.connect().await.err().unwrap().kind(), io::ErrorKind::NotFound);
+    }
+}
