@@ -58,7 +58,10 @@ pub(super) fn decide(record: &VmRecord, domain: Option<&DomainInfo>, now: Timest
         ShutdownReason::Reboot => (EndCause::Poweroff, config.on_reboot),
         ShutdownReason::Crash => (EndCause::Crash, config.on_crash),
         ShutdownReason::Watchdog => (EndCause::Watchdog, config.on_crash),
-        // Its memory went to a file or another host; whoever did that clears it away. Left over, it is off.
+        // It stands still while its memory is written to a file or another host: by an operator's hand, or by an xl of
+        // our former life that lets it go on as soon as it meets its broken pipe. It is not ours to take.
+        ShutdownReason::Suspend if wanted_on => return Decision::Nothing,
+        // Its memory is in a file: what is left here is of no use.
         ShutdownReason::Suspend => (EndCause::Unknown, OnEnd::Destroy),
     };
     if action == OnEnd::Preserve && !wanted_on {

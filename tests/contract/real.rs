@@ -45,7 +45,7 @@ fn path(name: &str, otherwise: &str) -> SafePath {
 }
 
 /// What no rule takes, however slow the host.
-const OF_A_RULE: Duration = Duration::from_secs(300);
+const OF_A_RULE: Duration = Duration::from_secs(600);
 const FOLDER: &str = "/var/tmp/dom0d-contract";
 
 /// A file of its own for each disk of each VM.
@@ -99,7 +99,7 @@ async fn environment() -> Env {
         xl: set("DOM0D_XL").map(Into::into),
         exe: set("DOM0D_EXE").expect("DOM0D_EXE names our binary").into(),
         folder: format!("{FOLDER}/xl").into(),
-        limit: Duration::from_secs(120),
+        limit: Duration::from_secs(300),
     };
     std::fs::create_dir_all(FOLDER).unwrap();
     let toolstack = Xl::open(options).await.expect("xl can be used");

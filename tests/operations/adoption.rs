@@ -278,6 +278,26 @@ async fn a_guest_that_crashed_while_the_agent_was_dead_is_started_again_once_als
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_domain_that_stands_still_for_a_save_of_somebody_elses_is_not_taken_from_him() {
+    let host = Host::new();
+    let life = Life::begin(&host).await;
+    let vm = life.started("web").await;
+    host.world.end_guest(vm, Reason::Suspend).await.unwrap();
+    seconds(300.0).await;
+    life.quiet().await;
+    // The same where the agent finds it at its start: an xl of its former life may be about to let it go on.
+    let life = restart(life, &host).await;
+    seconds(300.0).await;
+    life.quiet().await;
+    assert_eq!(host.audit().await.count(vm, "destroy"), 0);
+    assert_eq!(life.record(vm).intent, Intent::On);
+    // Told to end, it ends.
+    life.good("stop_vm", plan::stop_vm(vm, true, &dom0d::config::Settings::default().vm)).await;
+    assert_eq!(life.record(vm).intent, Intent::Off);
+    life.assert_agreement(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_after_a_boot_that_fails_is_tried_again_and_not_for_ever() {
     for failures in [2, 100] {
         let host = Host::new();

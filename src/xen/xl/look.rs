@@ -7,9 +7,12 @@ use super::run::{Leaves, Runner, failed};
 use super::{Xl, json};
 use crate::model::{KiB, Timestamp};
 use crate::xen::config::DomainConfig;
-use crate::xen::{DomId, DomainInfo, HypervisorInfo, Result, RunState, ToolstackError};
+use crate::xen::{DomId, DomainInfo, HypervisorInfo, Result, RunState, ShutdownReason, ToolstackError};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long a domain that stands still for a save may take to go on.
+const TO_GO_ON: Duration = Duration::from_secs(15);
 
 /// The way to the hypervisor without xl, if it tells the same as xl.
 pub(super) async fn hypervisor(runner: &Runner, limit: Duration) -> Result<Option<Arc<Hypervisor>>> {
@@ -89,9 +92,17 @@ impl Xl {
         self.line(domid).await?.ok_or(ToolstackError::NoSuchDomain)
     }
 
-    /// A domain that has not ended, and is not dom0.
+    /// A domain that has not ended, and is not dom0. One that stands still for a save or a migration which broke off is
+    /// waited for a while: an xl of our former life lets it go on as soon as it meets its broken pipe.
     pub(super) async fn living(&self, domid: DomId) -> Result<Line> {
-        let line = self.there(domid).await?;
+        let patience = tokio::time::Instant::now() + TO_GO_ON;
+        let mut line = self.there(domid).await?;
+        while line.state == RunState::Shutdown(ShutdownReason::Suspend)
+            && tokio::time::Instant::now() < patience
+        {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            line = self.there(domid).await?;
+        }
         let bad = |why: &str| Err(ToolstackError::BadState(why.to_owned()));
         match line.state {
             _ if domid == DomId(0) => bad("this is dom0"),

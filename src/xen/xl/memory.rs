@@ -7,14 +7,16 @@
 use super::Xl;
 use super::run::{Leaves, Running, failed};
 use super::stream::Stream;
-use crate::model::{MiB, SafePath};
-use crate::xen::{AfterSave, DomId, Result, RunState, ToolstackError, moving_deadline};
+use crate::model::SafePath;
+use crate::xen::{AfterSave, DomId, Result, RunState, ToolstackError};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +24,10 @@ use tokio_util::sync::CancellationToken;
 /// Where `xl save` finds the pipe that is its stdout.
 pub(super) const TO_STDOUT: &str = "/proc/self/fd/1";
 const PIECE_BYTES: usize = 256 * 1024;
+/// So much is written before it is brought to disk, so that no memory is filled with it and the end does not take long.
+const SYNC_BYTES: u64 = 64 * 1024 * 1024;
+/// What moves memory ends when nothing moves any more, or with its caller's deadline; this is beyond any.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Beside the file: same folder, so that it can be renamed.
 fn part_of(file: &SafePath) -> PathBuf {
@@ -33,10 +39,6 @@ fn io_failed(what: &str, error: &std::io::Error) -> ToolstackError {
 }
 
 impl Xl {
-    fn moving(&self, memory: crate::model::KiB) -> Duration {
-        moving_deadline(self.inner.limit, MiB(memory.0.div_ceil(1024)))
-    }
-
     pub(super) async fn save_to(
         &self,
         domid: DomId,
@@ -52,7 +54,7 @@ impl Xl {
             // A paused guest cannot get ready to be saved.
             self.set_paused(domid, false).await?;
         }
-        let saved = self.save_part(domid, target, self.moving(line.memory), cancelled).await;
+        let saved = self.save_part(domid, target, cancelled).await;
         let named = match saved {
             Ok(()) => rename_part(&part, file).await,
             Err(error) => Err(error),
@@ -72,23 +74,18 @@ impl Xl {
     }
 
     /// After success the domain stands paused, and the part is whole and on disk.
-    async fn save_part(
-        &self,
-        domid: DomId,
-        target: File,
-        limit: Duration,
-        cancelled: &CancellationToken,
-    ) -> Result<()> {
+    async fn save_part(&self, domid: DomId, target: File, cancelled: &CancellationToken) -> Result<()> {
         let args = ["save", "-p", &domid.0.to_string(), TO_STDOUT];
         let mut xl = self.inner.runner.start_xl(&args, Leaves::Processes, Stdio::null())?;
         let source = xl.stdout().ok_or_else(|| ToolstackError::Failed("xl has no output".to_owned()))?;
         let source = source.into_owned_fd().map_err(|e| io_failed("xl's output", &e))?;
-        let stop = CancellationToken::new();
-        let written = write_in_thread(source, target, stop.clone());
+        let (stop, bytes) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let written = write_in_thread(source, target, stop.clone(), Arc::clone(&bytes));
+        let limit = self.inner.limit;
         let written = tokio::select! {
             written = written => written.unwrap_or_else(|_| Err(ToolstackError::Failed("the write broke off".into()))),
             () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
-            () = tokio::time::sleep(limit) => Err(ToolstackError::Timeout),
+            () = stalled(limit, || bytes.load(Ordering::Relaxed)) => Err(ToolstackError::Timeout),
         };
         stop.cancel();
         // On an error xl's pipe is broken now (at the latest with the next piece), and it lets the domain go on.
@@ -96,7 +93,7 @@ impl Xl {
         match (written, ended) {
             (Ok(()), Ok(true)) => Ok(()),
             (Err(ToolstackError::Timeout), Ok(_)) => {
-                Err(ToolstackError::Failed(format!("the save did not end within {} s", limit.as_secs())))
+                Err(ToolstackError::Failed(format!("nothing more was written for {} s", limit.as_secs())))
             }
             (Err(error @ ToolstackError::Failed(_)), Ok(false)) => {
                 let words = xl.complaint().await;
@@ -125,8 +122,10 @@ impl Xl {
         }
         let part_text = part.to_string_lossy().into_owned();
         let args = ["dump-core", &domid.0.to_string(), &part_text];
+        let length = || std::fs::metadata(&part).map_or(0, |file| file.len());
         let dumped = tokio::select! {
-            dumped = self.inner.runner.xl(&args, Leaves::Nothing, self.moving(line.memory)) => dumped.map(drop),
+            dumped = self.inner.runner.xl(&args, Leaves::Nothing, LONGEST) => dumped.map(drop),
+            () = stalled(self.inner.limit, length) => Err(ToolstackError::Timeout),
             () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
         };
         let dumped = match dumped {
@@ -196,13 +195,30 @@ async fn rename_part(part: &Path, file: &SafePath) -> Result<()> {
 
 /// Copies a saved domain from xl's pipe to its file, following it; an end too early is an error. After `stop` no
 /// further piece is taken.
-fn write_in_thread(source: OwnedFd, target: File, stop: CancellationToken) -> oneshot::Receiver<Result<()>> {
+fn write_in_thread(
+    source: OwnedFd,
+    target: File,
+    stop: CancellationToken,
+    bytes: Arc<AtomicU64>,
+) -> oneshot::Receiver<Result<()>> {
     let (tell, told) = oneshot::channel();
-    std::thread::spawn(move || tell.send(copy(File::from(source), target, &stop)));
+    std::thread::spawn(move || tell.send(copy(File::from(source), target, &stop, &bytes)));
     told
 }
 
-fn copy(mut source: File, mut target: File, stop: &CancellationToken) -> Result<()> {
+/// Ends when what has moved has not changed for so long. A disk may be as slow as it likes, and a VM as large.
+async fn stalled(limit: Duration, moved: impl Fn() -> u64) {
+    let (mut last, mut since) = (moved(), tokio::time::Instant::now());
+    while since.elapsed() < limit {
+        tokio::time::sleep((limit / 10).clamp(Duration::from_millis(10), Duration::from_secs(5))).await;
+        let now = moved();
+        if now != last {
+            (last, since) = (now, tokio::time::Instant::now());
+        }
+    }
+}
+
+fn copy(mut source: File, mut target: File, stop: &CancellationToken, bytes: &AtomicU64) -> Result<()> {
     let flags = nix::fcntl::OFlag::empty();
     let blocking = nix::fcntl::fcntl(&source, nix::fcntl::FcntlArg::F_SETFL(flags));
     blocking.map_err(|errno| io_failed("xl's output", &errno.into()))?;
@@ -218,6 +234,10 @@ fn copy(mut source: File, mut target: File, stop: &CancellationToken) -> Result<
         }
         stream.feed(&piece[..read]).map_err(|error| ToolstackError::Failed(error.to_string()))?;
         target.write_all(&piece[..read]).map_err(|error| io_failed("the file", &error))?;
+        let written = bytes.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
+        if written / SYNC_BYTES != (written - read as u64) / SYNC_BYTES {
+            target.sync_data().map_err(|error| io_failed("the file", &error))?;
+        }
     }
     match stream.is_whole() {
         true => target.sync_all().map_err(|error| io_failed("the file", &error)),

@@ -306,3 +306,58 @@ async fn a_value_for_a_guest_lands_below_its_own_folder_and_nowhere_else() {
         assert_eq!(all.into_iter().collect::<Vec<_>>(), [(path, b"value".to_vec())]);
     }
 }
+
+#[tokio::test]
+async fn a_domain_that_stands_still_for_a_save_that_broke_off_is_waited_for() {
+    let fake = Fake::new(&[LIST, ("sysrq", "exit 0")]);
+    let xl = fake.open(LONG).await;
+    // As xl leaves it until it meets its broken pipe, after we were killed and have started anew.
+    fake.list(&line("---s--", "2"));
+    let goes_on = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        fake.list(&line("-b----", "-"));
+    };
+    let (sent, ()) = tokio::join!(xl.sysrq(SIX, 'h'), goes_on);
+    assert_eq!(sent, Ok(()));
+    fake.list(&line("---s--", "0"));
+    let began = Instant::now();
+    let refused = xl.sysrq(SIX, 'h').await;
+    assert!(matches!(refused, Err(ToolstackError::BadState(_))), "one that has ended does not come back");
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn memory_that_moves_slowly_is_waited_for_and_memory_that_does_not_move_is_not() {
+    // More than the limit in all, and a head that is a saved domain's.
+    let head = "printf 'Xen saved domain, xl format\\n \\000 \\r\\004\\003\\002\\001'";
+    let slow = format!("{head}; for n in 1 2 3 4 5 6; do sleep 0.3; printf '\\000'; done; exit 0");
+    let fake = Fake::new(&[LIST, ("save", &slow), ("pause", ""), ("unpause", "")]);
+    let xl = fake.open(SHORT).await;
+    fake.list(&line("-b----", "-"));
+    let file = SafePath::parse(fake.path("saved").to_str().unwrap()).unwrap();
+    let error = xl.save(SIX, &file, AfterSave::Destroy).await;
+    assert!(failed(&error).contains("before the domain was saved"), "it was heard to its end: {error:?}");
+
+    let fake = Fake::new(&[LIST, ("save", &format!("{head}; sleep 60")), ("pause", ""), ("unpause", "")]);
+    let xl = fake.open(SHORT).await;
+    fake.list(&line("-b----", "-"));
+    let file = SafePath::parse(fake.path("saved").to_str().unwrap()).unwrap();
+    let began = Instant::now();
+    let error = xl.save(SIX, &file, AfterSave::Destroy).await;
+    assert!(matches!(error, Err(ToolstackError::Timeout | ToolstackError::Failed(_))), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(20) && !fake.path("saved").exists());
+
+    let grows = "for n in 1 2 3 4 5 6; do sleep 0.3; echo more >>\"$3\"; done; exit 0";
+    let fake = Fake::new(&[LIST, ("dump-core", grows)]);
+    let xl = fake.open(SHORT).await;
+    fake.list(&line("-b----", "-"));
+    let core = SafePath::parse(fake.path("core").to_str().unwrap()).unwrap();
+    assert_eq!(xl.dump_core(SIX, &core, true, false).await, Ok(()));
+
+    let fake = Fake::new(&[LIST, ("dump-core", "echo some >>\"$3\"; sleep 60")]);
+    let xl = fake.open(SHORT).await;
+    fake.list(&line("-b----", "-"));
+    let core = SafePath::parse(fake.path("core").to_str().unwrap()).unwrap();
+    assert_eq!(xl.dump_core(SIX, &core, true, false).await, Err(ToolstackError::Timeout));
+    assert!(!fake.path("core").exists() && !fake.path("core.part").exists());
+}
