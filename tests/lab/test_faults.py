@@ -184,8 +184,9 @@ class Faults(LabCase):
         last = self.proxy.event_list()["last"]
         # Between the two nobody sees the domain go.
         self.node.sh(f"kill $(cat /run/relay.pid); xl destroy watched; rm {STORE}/socket; {relay}")
-        wait_for("the record to follow", lambda: self.state(vm) == "off", PATIENCE_S, 1)
-        self.assertIn("vm.gone", [event["type"] for event in self.proxy.event_list({"since": last})["events"]])
+        told = lambda: "vm.gone" in [event["type"] for event in self.proxy.event_list({"since": last})["events"]]  # noqa: E731
+        wait_for("the event", told, PATIENCE_S, 1)
+        self.assertEqual(self.state(vm), "off")
         self.proxy.start_vm(REPO, vm)
         self.node.sh("xl destroy watched")
         wait_for("the new connection to tell", lambda: self.state(vm) == "off", PATIENCE_S, 1)
