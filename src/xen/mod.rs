@@ -204,9 +204,9 @@ pub trait Handover: Send + Sync {
     async fn hand_over(&self) -> bool;
 }
 
-/// The toolstack. Every call ends within the deadline its body was made with; those that move a domain's memory
-/// (save, restore, dump) have a deadline that grows with memory, [`moving_deadline`]; a migration ends when nothing of
-/// it has moved for a while, or its caller goes. Calls for one domain come one at a time (the caller holds the VM's
+/// The toolstack. Every call ends within the deadline its body was made with. Those that move a domain's memory may take
+/// longer: a restore by [`moving_deadline`], which grows with memory; on real Xen a save, a dump and a migration as long
+/// as something moves. Each ends when its caller goes. Calls for one domain come one at a time (the caller holds the VM's
 /// lock); calls for different domains may come together.
 #[async_trait]
 pub trait Toolstack: Send + Sync + 'static {

@@ -1,14 +1,16 @@
 //! The toolstack's body for real Xen, on the `xl` command line (Xen 4.14 to 4.20).
 //!
 //! Words: a *call* is one run of xl, by argument vector, with a deadline, in a process group of its own (`run`).
-//! A *look* is one `xl list -v`, dressed with what XenStore tells (`look`, `read`). A *half-made* domain is one
-//! that a failed, killed or forgotten `xl create` has left: it never ran.
+//! A *look* is the hypervisor's own list of domains (`hypercall`), or else one `xl list -v`, dressed with what
+//! XenStore tells (`look`, `read`). A *half-made* domain is one that a failed, killed or forgotten `xl create` has
+//! left: it never ran.
 //!
 //! How it keeps the contract:
 //! - xl is always started without its monitor (`-e`) and each domain with `preserve` for every end
 //!   (`config_file`), so an ended domain waits until our runner destroys it.
 //! - xl says little by its exit code and nothing at all for some calls (`xl pause` of an ended domain succeeds),
 //!   so the domain's state is looked at first, and a failure is explained by another look.
+//! - What moves memory to a file or a peer may take as long as it moves; what does not move any more is ended.
 //! - A call that changes a domain goes on in a task of its own: a caller that stops waiting ends the call in good
 //!   order (the family of xl is killed, a half-made domain destroyed, a save or migration resumed by xl itself).
 //! - While a domain is built, its configuration lies in a private file named after its VM. One that is still
