@@ -438,11 +438,14 @@ impl Operations {
         };
         let going = Going { id: leaving.id, vm, dest: leaving.dest.clone() };
         tracing::warn!(%vm, keep, caller = context.caller, "a human decides an undecided migration");
+        let domain = self.domain(vm).await?;
+        // What still stands still when a human comes is let go on by nobody: that VM is off here.
+        let ends = !keep || here(domain.as_ref()) == Here::StandsStill;
+        if let Some(domain) = domain.filter(|_| ends) {
+            self.destroy_found(domain.domid).await?;
+        }
         if keep {
             return self.abort_migration(&going, context).await;
-        }
-        if let Some(domain) = self.domain(vm).await? {
-            self.destroy_found(domain.domid).await?;
         }
         self.commit_migration(&going, context).await
     }
