@@ -50,6 +50,7 @@ fn environment(here: Handle, there: Handle, dir: tempfile::TempDir) -> Env {
         config: small_guest,
         disk: unseen_disk,
         slack: MiB(0),
+        is_up: |_| true,
         patience: Duration::from_secs(10),
         kept: Box::new(dir),
     }

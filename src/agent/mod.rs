@@ -383,12 +383,28 @@ fn greet(server: &Server, socket: &Path, password: Option<FirstPassword>, settin
     let text = format!(
         "dom0d listens on https://{address}/RPC2  (CA certificate: {})\n\
          user oracle, password {password}\n\
-         first command: dom0ctl --socket {} host show\n",
+         first command: {} --socket {} host show\n",
         ca.display(),
+        dom0ctl(std::env::current_exe().ok().as_deref(), std::env::var_os("CARGO").is_some()),
         socket.display(),
     );
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// How a newcomer calls dom0ctl: the one beside us; if there is none yet because cargo built and started us alone, by
+/// cargo, which builds it.
+fn dom0ctl(own: Option<&Path>, by_cargo: bool) -> String {
+    let beside = own.map(|own| own.with_file_name("dom0ctl"));
+    match beside {
+        Some(beside) if beside.is_file() => beside.display().to_string(),
+        // Of the same profile as we are: most is built already then.
+        Some(beside) if by_cargo && beside.parent().is_some_and(|folder| folder.ends_with("debug")) => {
+            "cargo run --bin dom0ctl --".to_owned()
+        }
+        _ if by_cargo => "cargo run --release --bin dom0ctl --".to_owned(),
+        _ => "dom0ctl".to_owned(),
+    }
 }
 
 /// SIGHUP: what can change while we serve does; the rest is said to need a restart.
@@ -415,4 +431,20 @@ async fn stop(start: &Start, running: Running) {
         worlds::end(&start.settings.state.dir).await;
     }
     tracing::info!("stopped");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_command_is_one_that_works_where_the_daemon_was_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("dom0d");
+        assert_eq!(dom0ctl(Some(&own), true), "cargo run --release --bin dom0ctl --");
+        assert_eq!(dom0ctl(Some(&folder.path().join("debug/dom0d")), true), "cargo run --bin dom0ctl --");
+        assert_eq!(dom0ctl(Some(&own), false), "dom0ctl");
+        std::fs::write(folder.path().join("dom0ctl"), "").unwrap();
+        assert_eq!(dom0ctl(Some(&own), true), format!("{}/dom0ctl", folder.path().display()));
+    }
 }

@@ -301,7 +301,7 @@ impl Default for Vm {
 
 impl Default for Migration {
     fn default() -> Self {
-        Self { max_out: 2, max_in: 2, deadline_s: 3600, stall_s: 30 }
+        Self { max_out: 2, max_in: 1, deadline_s: 3600, stall_s: 30 }
     }
 }
 

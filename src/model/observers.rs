@@ -3,6 +3,7 @@
 //!
 //! What things are is the user's: domains here, links there.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, mpsc};
@@ -12,15 +13,14 @@ const MAX_PENDING: usize = 256;
 /// What lies in the channel beyond that, where nothing melts any more.
 const CHANNEL: usize = 1;
 
-/// Says where to look, and not what is there.
-pub trait Hint: Sized + Send + 'static {
-    type Thing: Ord + Copy + Send;
-    /// Look at this thing.
-    fn at(thing: Self::Thing) -> Self;
-    /// Some hints were lost: look at everything.
-    fn everything() -> Self;
-    /// `None`: everything.
-    fn thing(self) -> Option<Self::Thing>;
+/// Where to look, and not what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hint<T> {
+    /// At this thing.
+    At(T),
+    /// At all things: some hints were lost, or whoever gives them has begun anew.
+    Everything,
 }
 
 #[derive(Debug)]
@@ -30,25 +30,24 @@ struct Pending<T> {
 }
 
 impl<T: Ord> Pending<T> {
-    fn add(&mut self, thing: Option<T>) {
-        match thing {
-            Some(_) if self.everything => {}
-            Some(thing) if self.things.len() < MAX_PENDING => {
+    fn add(&mut self, hint: Hint<T>) {
+        match hint {
+            Hint::At(_) if self.everything => {}
+            Hint::At(thing) if self.things.len() < MAX_PENDING => {
                 self.things.insert(thing);
             }
-            Some(_) | None => {
+            Hint::At(_) | Hint::Everything => {
                 self.things.clear();
                 self.everything = true;
             }
         }
     }
 
-    /// `Some(None)`: everything.
-    fn take(&mut self) -> Option<Option<T>> {
+    fn take(&mut self) -> Option<Hint<T>> {
         if std::mem::take(&mut self.everything) {
-            return Some(None);
+            return Some(Hint::Everything);
         }
-        self.things.pop_first().map(Some)
+        self.things.pop_first().map(Hint::At)
     }
 }
 
@@ -60,32 +59,31 @@ struct Observer<T> {
 
 /// All who observe one source of hints.
 #[derive(Debug)]
-pub struct Observers<H: Hint> {
-    all: Mutex<Vec<Arc<Observer<H::Thing>>>>,
+pub struct Observers<T> {
+    all: Mutex<Vec<Arc<Observer<T>>>>,
 }
 
-impl<H: Hint> Default for Observers<H> {
+impl<T> Default for Observers<T> {
     fn default() -> Self {
         Self { all: Mutex::default() }
     }
 }
 
-impl<H: Hint> Observers<H> {
-    pub fn tell(&self, hint: H) {
-        let thing = hint.thing();
+impl<T: Ord + Copy + Send + 'static> Observers<T> {
+    pub fn tell(&self, hint: Hint<T>) {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         // One whose pump has ended is held by us alone.
         all.retain(|observer| Arc::strong_count(observer) > 1);
         for observer in all.iter() {
-            observer.pending.lock().unwrap_or_else(PoisonError::into_inner).add(thing);
+            observer.pending.lock().unwrap_or_else(PoisonError::into_inner).add(hint);
             observer.more.notify_one();
         }
     }
 
     /// Hints from now on, as the observer takes them, until the receiver is dropped.
-    pub fn observe<T>(&self, runtime: &tokio::runtime::Handle) -> mpsc::Receiver<T>
+    pub fn observe<H>(&self, runtime: &tokio::runtime::Handle) -> mpsc::Receiver<H>
     where
-        T: From<H> + Send + 'static,
+        H: From<Hint<T>> + Send + 'static,
     {
         let (tx, rx) = mpsc::channel(CHANNEL);
         let pending = Mutex::new(Pending { things: BTreeSet::new(), everything: false });
@@ -93,7 +91,7 @@ impl<H: Hint> Observers<H> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&observer));
         runtime.spawn(async move {
             tokio::select! {
-                () = pump::<H, T>(&observer, &tx) => {}
+                () = pump(&observer, &tx) => {}
                 () = tx.closed() => {}
             }
         });
@@ -101,7 +99,7 @@ impl<H: Hint> Observers<H> {
     }
 }
 
-async fn pump<H: Hint, T: From<H>>(observer: &Observer<H::Thing>, tx: &mpsc::Sender<T>) {
+async fn pump<T: Ord, H: From<Hint<T>>>(observer: &Observer<T>, tx: &mpsc::Sender<H>) {
     loop {
         // Room first: what is not taken yet still melts together.
         let Ok(room) = tx.reserve().await else { return };
@@ -112,7 +110,7 @@ async fn pump<H: Hint, T: From<H>>(observer: &Observer<H::Thing>, tx: &mpsc::Sen
                 None => observer.more.notified().await,
             }
         };
-        room.send(next.map_or_else(H::everything, H::at).into());
+        room.send(next.into());
     }
 }
 
@@ -120,49 +118,32 @@ async fn pump<H: Hint, T: From<H>>(observer: &Observer<H::Thing>, tx: &mpsc::Sen
 mod tests {
     use super::*;
 
-    /// Look at this number; `None`: at all.
-    #[derive(Debug, PartialEq, Eq)]
-    struct Look(Option<u32>);
-
-    impl Hint for Look {
-        type Thing = u32;
-        fn at(thing: u32) -> Self {
-            Self(Some(thing))
-        }
-        fn everything() -> Self {
-            Self(None)
-        }
-        fn thing(self) -> Option<u32> {
-            self.0
-        }
-    }
-
     #[tokio::test]
     async fn a_slow_observer_is_told_to_look_at_everything_and_nothing_grows() {
         let observers = Observers::default();
-        let mut rx = observers.observe::<Look>(&tokio::runtime::Handle::current());
-        (0..100_000).for_each(|number| observers.tell(Look(Some(number))));
-        assert_eq!(rx.recv().await, Some(Look(None)));
-        observers.tell(Look(Some(7)));
-        assert_eq!(rx.recv().await, Some(Look(Some(7))));
+        let mut rx = observers.observe::<Hint<u32>>(&tokio::runtime::Handle::current());
+        (0..100_000).for_each(|number| observers.tell(Hint::At(number)));
+        assert_eq!(rx.recv().await, Some(Hint::Everything));
+        observers.tell(Hint::At(7));
+        assert_eq!(rx.recv().await, Some(Hint::At(7)));
     }
 
     #[tokio::test]
     async fn doubles_melt_together() {
         let observers = Observers::default();
-        let mut rx = observers.observe::<Look>(&tokio::runtime::Handle::current());
-        (0..1000).for_each(|_| observers.tell(Look(Some(7))));
-        observers.tell(Look(Some(8)));
-        assert_eq!((rx.recv().await, rx.recv().await), (Some(Look(Some(7))), Some(Look(Some(8)))));
+        let mut rx = observers.observe::<Hint<u32>>(&tokio::runtime::Handle::current());
+        (0..1000).for_each(|_| observers.tell(Hint::At(7)));
+        observers.tell(Hint::At(8));
+        assert_eq!((rx.recv().await, rx.recv().await), (Some(Hint::At(7)), Some(Hint::At(8))));
     }
 
     #[tokio::test]
     async fn an_observer_that_went_away_is_forgotten() {
         let observers = Observers::default();
-        drop(observers.observe::<Look>(&tokio::runtime::Handle::current()));
+        drop(observers.observe::<Hint<u32>>(&tokio::runtime::Handle::current()));
         while !observers.all.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
-            observers.tell(Look(None));
+            observers.tell(Hint::Everything);
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::event::{Event, Severity};
 use crate::job::Options;
 use crate::model::VmId;
 use crate::vm::adopt::Boot;
-use crate::vm::{Change, VmRecord};
-use crate::xen::{DomId, DomainInfo, Observation, RunState};
+use crate::vm::{Change, Intent, VmRecord};
+use crate::xen::{DomId, DomainInfo, Observation, RunState, ShutdownReason};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,10 @@ use tokio_util::sync::CancellationToken;
 const RECHECK: Duration = Duration::from_millis(200);
 /// After a settle job failed, the same VM is tried again no sooner than this.
 const RETRY: Duration = Duration::from_secs(30);
+/// How often a domain that stands still is looked at: nothing tells when it goes on.
+const LOOK_AT_STANDING: Duration = Duration::from_secs(5);
+/// A save or a migration by hand lets a domain stand still for less; one that stands longer is told.
+const STANDS_LONG: Duration = Duration::from_secs(60);
 /// How soon all domains are looked at again if they could not be read at the start, or a boot is not taken yet.
 const ADOPT_RETRY: Duration = Duration::from_secs(5);
 
@@ -29,10 +33,19 @@ struct Observer {
     operations: Arc<Operations>,
     dirty: HashSet<VmId>,
     not_before: HashMap<VmId, Instant>,
-    /// Unknown domains that were told of already.
+    /// VMs that should run and whose domain is suspended, by nobody of ours.
+    standing: HashMap<VmId, Standing>,
+    /// Unknown domains, and domains of a VM that has two, that were told of already.
     told: HashSet<DomId>,
     /// Whether the domains that were there at our start have had their verdicts. Nothing is settled before.
     adopted: bool,
+}
+
+/// A domain that was seen to be suspended since then.
+struct Standing {
+    domid: DomId,
+    since: Instant,
+    told: bool,
 }
 
 /// Watches until `stop`. Looks at everything first.
@@ -43,6 +56,7 @@ pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
         operations,
         dirty: HashSet::new(),
         not_before: HashMap::new(),
+        standing: HashMap::new(),
         told: HashSet::new(),
         adopted: false,
     };
@@ -74,7 +88,7 @@ impl Observer {
     async fn take(&mut self, observation: Observation) {
         match observation {
             Observation::Everything => self.everything().await,
-            Observation::Domain(domid) => match self.operations.see(domid).await {
+            Observation::At(domid) => match self.operations.see(domid).await {
                 Ok((vm, change)) => {
                     // A job's own look may have taken the change away before us: its VM is looked at all the same.
                     self.dirty.extend(vm);
@@ -163,6 +177,46 @@ impl Observer {
         self.tell(&Event::new("domain.double", Severity::Critical, VmRecord::lock(vm), text)).await;
     }
 
+    /// Whoever saves or sends a domain by hand suspends it, and it is his. It is looked at until it goes on or goes;
+    /// one that does neither, since its xl was killed perhaps, is told once.
+    async fn watch_standing(&mut self, vm: VmId, now: Instant) {
+        let Some(domid) = self.suspended_domain(vm) else {
+            self.standing.remove(&vm);
+            return;
+        };
+        self.dirty.insert(vm);
+        self.not_before.insert(vm, now + LOOK_AT_STANDING);
+        if let Err(error) = self.operations.see(domid).await {
+            tracing::warn!(domid = domid.0, %error, "a domain that stands still cannot be read");
+            return;
+        }
+        if self.suspended_domain(vm) != Some(domid) {
+            self.standing.remove(&vm);
+            return;
+        }
+        let new = || Standing { domid, since: now, told: false };
+        let standing = self.standing.entry(vm).or_insert_with(new);
+        if standing.domid != domid {
+            *standing = new();
+        }
+        if now.duration_since(standing.since) >= STANDS_LONG && !std::mem::replace(&mut standing.told, true) {
+            let text = format!(
+                "VM {vm}: its domain {} has been suspended for {} s, as for a save or a migration, and no job of this \
+                 agent does that. It goes on when whoever suspended it lets it; stop_vm with force ends it",
+                domid.0,
+                STANDS_LONG.as_secs()
+            );
+            self.tell(&Event::new("vm.stands_still", Severity::Error, VmRecord::lock(vm), text)).await;
+        }
+    }
+
+    /// The domain of a VM that should run, if it is suspended.
+    fn suspended_domain(&self, vm: VmId) -> Option<DomId> {
+        let entry = self.operations.vms.get(vm).filter(|entry| entry.record.intent == Intent::On)?;
+        let domain = entry.domain.as_ref()?;
+        (domain.state == RunState::Shutdown(ShutdownReason::Suspend)).then_some(domain.domid)
+    }
+
     async fn tell(&self, event: &Event) {
         if let Err(error) = self.operations.events.publish(event).await {
             tracing::warn!(%error, "an event was not written");
@@ -176,8 +230,12 @@ impl Observer {
         let now = Instant::now();
         let doubles = if self.dirty.is_empty() { HashMap::new() } else { operations.vms.doubles() };
         for vm in self.dirty.clone() {
-            let waits = self.not_before.get(&vm).is_some_and(|at| *at > now);
-            if waits || engine.is_claimed(&VmRecord::lock(vm)) {
+            if engine.is_claimed(&VmRecord::lock(vm)) {
+                // Who stands still now does so for that job.
+                self.standing.remove(&vm);
+                continue;
+            }
+            if self.not_before.get(&vm).is_some_and(|at| *at > now) {
                 continue;
             }
             self.dirty.remove(&vm);
@@ -187,6 +245,7 @@ impl Observer {
                 continue;
             }
             if !self.disagree(vm).await {
+                self.watch_standing(vm, now).await;
                 continue;
             }
             let submission =

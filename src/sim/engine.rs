@@ -19,7 +19,7 @@ pub struct Engine {
     world: Mutex<World>,
     started: Instant,
     started_at: Timestamp,
-    observers: Observers<Observation>,
+    observers: Observers<u32>,
     /// The next event may be another one now (or the engine is gone).
     changed: Arc<Notify>,
     runtime: tokio::runtime::Handle,

@@ -93,7 +93,7 @@ impl World {
         self.audit.note_begun(vm);
         self.note_running(vm);
         self.note(now, Some(vm), Some(domid), what);
-        self.observed.push(Observation::Domain(domid));
+        self.observed.push(Observation::At(domid));
     }
 
     /// Whether a domain of this VM and name may begin, and has memory. One that is being sent away does not
@@ -320,7 +320,7 @@ impl World {
             }
         }
         self.note(now, Some(vm), Some(domid), what);
-        self.observed.push(Observation::Domain(domid));
+        self.observed.push(Observation::At(domid));
     }
 
     pub(super) fn lose_all_domains(&mut self, change: PowerChange, now: Timestamp) {

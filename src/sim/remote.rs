@@ -30,14 +30,14 @@ struct Call {
 #[derive(Debug)]
 pub(super) struct Remote {
     calls: mpsc::Sender<Call>,
-    observers: Arc<Observers<Observation>>,
+    observers: Arc<Observers<u32>>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Remote {
     pub(super) fn start(socket: PathBuf) -> Self {
         let (calls, queue) = mpsc::channel(QUEUE);
-        let observers: Arc<Observers<Observation>> = Arc::default();
+        let observers: Arc<Observers<u32>> = Arc::default();
         tokio::spawn(stay_connected(socket, queue, observers.clone()));
         Self { calls, observers, runtime: tokio::runtime::Handle::current() }
     }
@@ -60,11 +60,7 @@ fn unreachable(why: &str) -> WorldError {
 }
 
 /// Ends when the last [`Remote`] is dropped.
-async fn stay_connected(
-    socket: PathBuf,
-    mut queue: mpsc::Receiver<Call>,
-    observers: Arc<Observers<Observation>>,
-) {
+async fn stay_connected(socket: PathBuf, mut queue: mpsc::Receiver<Call>, observers: Arc<Observers<u32>>) {
     let mut pause = FIRST_PAUSE;
     loop {
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&socket)).await;
@@ -106,11 +102,7 @@ enum Ended {
 type Waiting = Mutex<HashMap<u64, oneshot::Sender<Result<Answer>>>>;
 
 /// Dropping `waiting` at the end tells every waiting call that the connection broke.
-async fn converse(
-    stream: UnixStream,
-    queue: &mut mpsc::Receiver<Call>,
-    observers: &Observers<Observation>,
-) -> Ended {
+async fn converse(stream: UnixStream, queue: &mut mpsc::Receiver<Call>, observers: &Observers<u32>) -> Ended {
     let (read, mut write) = stream.into_split();
     let waiting: Waiting = Mutex::default();
     let sending = async {
@@ -146,7 +138,7 @@ async fn converse(
 async fn receive(
     read: impl AsyncRead + Unpin,
     waiting: &Waiting,
-    observers: &Observers<Observation>,
+    observers: &Observers<u32>,
 ) -> std::io::Error {
     let mut read = BufReader::new(read);
     loop {

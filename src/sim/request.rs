@@ -121,32 +121,8 @@ pub enum Trigger {
     Other,
 }
 
-/// Something changed: look there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Observation {
-    Domain(u32),
-    Everything,
-}
-
-impl Hint for Observation {
-    type Thing = u32;
-
-    fn at(domid: u32) -> Self {
-        Self::Domain(domid)
-    }
-
-    fn everything() -> Self {
-        Self::Everything
-    }
-
-    fn thing(self) -> Option<u32> {
-        match self {
-            Self::Domain(domid) => Some(domid),
-            Self::Everything => None,
-        }
-    }
-}
+/// Something changed: look at this domain.
+pub type Observation = Hint<u32>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]

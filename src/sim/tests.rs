@@ -54,7 +54,7 @@ fn a_guest_shuts_down_only_after_it_has_booted_and_in_its_own_time() {
     world.apply(Request::Shutdown { domid }, Timestamp(10)).0.unwrap();
     assert_eq!(world.next_event_at(), Some(Timestamp(1200)));
     assert!(world.advance(Timestamp(1199)).is_empty());
-    assert_eq!(world.advance(Timestamp(1200)), [Observation::Domain(domid)]);
+    assert_eq!(world.advance(Timestamp(1200)), [Observation::At(domid)]);
     assert_eq!(state(&world, domid, 1200), Some(State::Ended(Reason::Poweroff)));
 }
 
@@ -267,7 +267,7 @@ async fn a_guest_that_ends_by_itself_is_observed_when_it_does() {
     handle.call(create, T).await.unwrap();
     let mut observed = handle.observe::<Observation>();
     let before = tokio::time::Instant::now();
-    assert_eq!(observed.recv().await, Some(Observation::Domain(1)));
+    assert_eq!(observed.recv().await, Some(Observation::At(1)));
     assert_eq!(before.elapsed(), Duration::from_secs(60));
     assert_eq!(handle.audit().await.unwrap().count(vm(0), "end reboot"), 1);
 }

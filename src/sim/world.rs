@@ -329,7 +329,7 @@ impl World {
     pub(super) fn note_change(&mut self, domid: u32, what: &'static str, now: Timestamp) {
         let vm = self.domains.get(&domid).map(|d| d.spec.vm);
         self.note(now, vm, Some(domid), what);
-        self.observed.push(Observation::Domain(domid));
+        self.observed.push(Observation::At(domid));
     }
 
     pub(super) fn note_end(&mut self, domid: u32, reason: Reason, now: Timestamp) {

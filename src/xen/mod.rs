@@ -115,35 +115,9 @@ pub enum Trigger {
     S3resume,
 }
 
-/// Something changed in the world of domains. An observation says only where to look: the looker reads the
-/// domain again, so a lost or doubled observation does no harm.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Observation {
-    /// This domain appeared, changed its state, or went.
-    Domain(DomId),
-    /// Some observations were lost, or the connection was made anew: look at everything.
-    Everything,
-}
-
-impl Hint for Observation {
-    type Thing = DomId;
-
-    fn at(domid: DomId) -> Self {
-        Self::Domain(domid)
-    }
-
-    fn everything() -> Self {
-        Self::Everything
-    }
-
-    fn thing(self) -> Option<DomId> {
-        match self {
-            Self::Domain(domid) => Some(domid),
-            Self::Everything => None,
-        }
-    }
-}
+/// Something changed in the world of domains: this one appeared, changed its state, or went. An observation says only
+/// where to look: the looker reads the domain again, so a lost or doubled observation does no harm.
+pub type Observation = Hint<DomId>;
 
 /// Why the toolstack did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -204,10 +178,10 @@ pub trait Handover: Send + Sync {
     async fn hand_over(&self) -> bool;
 }
 
-/// The toolstack. Every call ends within the deadline its body was made with. Those that move a domain's memory may take
-/// longer: a restore by [`moving_deadline`], which grows with memory; on real Xen a save, a dump and a migration as long
-/// as something moves. Each ends when its caller goes. Calls for one domain come one at a time (the caller holds the VM's
-/// lock); calls for different domains may come together.
+/// The toolstack. Every call ends within the deadline its body was made with. Those that move a domain's memory may
+/// take longer: a create by [`moving_deadline`], which grows with memory; a save, a restore, a dump and a migration on
+/// real Xen as long as something moves. Each ends when its caller goes. Calls for one domain come one at a time (the
+/// caller holds the VM's lock); calls for different domains may come together.
 #[async_trait]
 pub trait Toolstack: Send + Sync + 'static {
     async fn info(&self) -> Result<HypervisorInfo>;

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 
 from harness import DISKS, MANAGER, REPO, Daemon, DaemonCase, binary, mac, new_vm, run, wait_for
@@ -39,6 +40,12 @@ class CtlCase(DaemonCase):
         vm, params = new_vm(name)
         self.ctl("vm", "create", self.file(f"{name}.json", json.dumps(params | {"repo_id": REPO})))
         return vm
+
+
+class FirstCommand(CtlCase):
+    def test_the_first_command_that_the_daemon_tells_works_as_it_is_told(self):
+        told = re.search("^first command: (.*)$", self.daemon.log.read_text(), re.M)[1]
+        self.assertIn("hostname", run(*shlex.split(told)).stdout)
 
 
 class EveryCommand(CtlCase):

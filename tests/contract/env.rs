@@ -21,6 +21,8 @@ pub struct Env {
     pub config: fn() -> DomainConfig,
     /// A disk of this name for this VM, that can be plugged.
     pub disk: fn(VmId, &str) -> Disk,
+    /// Whether a guest has come up so far that it does what it is asked, and can be saved.
+    pub is_up: fn(DomId) -> bool,
     /// How long a guest may take to do what it was asked.
     pub patience: Duration,
     /// By how much the free memory of a host may differ from what it was before, once all is freed.
@@ -107,6 +109,12 @@ impl Env {
     pub async fn started(&self) -> (DomainConfig, DomId) {
         let config = self.new_vm();
         let domid = self.toolstack.create(&config, false).await.unwrap();
+        let up = async {
+            while !(self.is_up)(domid) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(self.patience, up).await.expect("a guest comes up");
         (config, domid)
     }
 

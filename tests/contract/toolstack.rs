@@ -437,8 +437,8 @@ pub async fn a_domain_is_observed_when_it_appears_ends_and_goes(env: &Env) {
             loop {
                 match observed.recv().await.expect("observations go on") {
                     Observation::Everything => return,
-                    Observation::Domain(seen) if seen == domid => return,
-                    Observation::Domain(_) => {}
+                    Observation::At(seen) if seen == domid => return,
+                    Observation::At(_) => {}
                 }
             }
         };

@@ -6,7 +6,6 @@ use dom0d::api::value::{int, structure, text, texts};
 use dom0d::model::VmId;
 use dom0d::sim::{Behaviour, Fate, Kind, Rule, WorldError};
 use dom0d::wire::{ClientError, Value};
-use std::time::Duration;
 
 fn slow(ms: u64) -> Behaviour {
     Behaviour { migration_ms: ms, ..Behaviour::default() }
@@ -238,5 +237,4 @@ async fn a_migration_that_takes_longer_than_its_deadline_is_given_up() {
     let fault = pair.a.local().refused("migrate_vm", &pair.to_b(vm)).await;
     assert!(fault.contains("MIGRATION_FAILED") && fault.contains("longer than 1 s"), "{fault}");
     assert_eq!(pair.decided(vm, "given up").await, "a");
-    assert!(Duration::from_secs(1) < PATIENCE);
 }

@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
 /// For what takes a moment on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 pub const PASSWORD: &str = "test-Passwort-1";
 pub const REPO: &str = "0004fb0000030000aa11bb22cc33dd44";
 

@@ -25,8 +25,8 @@ LONG = FORM == "long"
 WARM = os.environ.get("DOM0D_LAB_WARM") == "1"
 # Where the suites of one node run.
 NODE = os.environ.get("DOM0D_LAB_NODE", "a")
-# Emulated, on a machine that may be busy with something else.
-PATIENCE_S = 240
+# Emulated, on a machine that may be busy with something else; the longest that `job_wait` takes.
+PATIENCE_S = 840
 harness.PATIENCE_S = PATIENCE_S
 REPO = harness.REPO
 DISKS = harness.DISKS

@@ -162,7 +162,7 @@ class Node:
         # At once: whoever comes after a run that was killed here finds the node, and can switch it off.
         self._state.write_text(json.dumps(state))
         try:
-            wait_for("QEMU's monitor", lambda: self._monitor.exists() or process.poll() is not None, 20, 0.02)
+            wait_for("QEMU's monitor", lambda: self._is_monitored() or process.poll() is not None, 20, 0.02)
             # Ports are chosen by the kernel: nodes of several labs stand side by side.
             for guest_port, what in ((2323, "command_port"), (8899, "agent_port")):
                 self._human(f"hostfwd_add tcp:127.0.0.1:0-10.0.2.15:{guest_port}")
@@ -301,13 +301,29 @@ exit 0"""
         """Plugs a cable in or out: `lan1` guests' and nodes' own traffic, `lan2` migrations."""
         self.monitor("set_link", name=name, up=up)
 
-    def monitor(self, command, **arguments):
-        """A command of QEMU's machine protocol."""
-        with socket.socket(socket.AF_UNIX) as connection:
+    def _is_monitored(self):
+        """Whether the monitor takes a connection: its socket has a name a moment before it listens."""
+        try:
+            self._connected().close()
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        return True
+
+    def _connected(self):
+        connection = socket.socket(socket.AF_UNIX)
+        try:
             connection.settimeout(20)
             # A name of at most 107 bytes, however deep the lab's folder lies.
             with _inside(self.folder):
                 connection.connect(self._monitor.name)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def monitor(self, command, **arguments):
+        """A command of QEMU's machine protocol."""
+        with self._connected() as connection:
             answers = connection.makefile("rb")
             answers.readline()
             for one in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):

@@ -24,6 +24,10 @@ kill $watcher
 """
 
 
+# A machine that is only fast enough for a glance keeps no bar on time.
+BAR_S = by_form(10, 1, 1, 1)
+
+
 class SeenInTime(LabCase):
     def seen(self, name, vm):
         """Ends the VM's domain; (seconds from its going, seconds from the command) until the event's own time."""
@@ -53,7 +57,7 @@ class SeenInTime(LabCase):
             seconds.sort()
             print(f"    {what} -> event: p50 {1000 * seconds[len(seconds) // 2]:.0f} ms, p99 "
                   f"{1000 * seconds[int(0.99 * len(seconds))]:.0f} ms of {len(seconds)}", flush=True)  # fmt: skip
-        self.assertLessEqual(since_gone[int(0.99 * len(since_gone))], 1.0)
+        self.assertLessEqual(since_gone[int(0.99 * len(since_gone))], BAR_S)
 
     @from_form("whole")
     def test_a_stop_and_a_start_at_once_do_not_meet(self):

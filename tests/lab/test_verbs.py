@@ -143,6 +143,9 @@ class EveryVerb(LabCase):
             self.proxy.sysrq_vm(REPO, vm, "reboot")
 
     def test_its_memory_is_dumped_while_it_runs_and_as_it_ends(self):
+        if self.kind == "pvh" and FORM != "long":
+            # It tries a million holes between the guest's memory and the top of its address space.
+            self.skipTest("xl takes up to a quarter of an hour for the core of a PVH guest under emulation")
         name = f"core-{self.kind}"
         vm, _ = self.started(name)
         domid = self.agent.domains()[name][0]

@@ -283,8 +283,11 @@ async fn a_domain_that_stands_still_for_a_save_of_somebody_elses_is_not_taken_fr
     let life = Life::begin(&host).await;
     let vm = life.started("web").await;
     host.world.end_guest(vm, Reason::Suspend).await.unwrap();
+    seconds(50.0).await;
+    assert_eq!(life.events("vm.stands_still").await.len(), 0, "a save takes a while");
     seconds(300.0).await;
     life.quiet().await;
+    assert_eq!(life.events("vm.stands_still").await.len(), 1, "told, and told once");
     // The same where the agent finds it at its start: an xl of its former life may be about to let it go on.
     let life = restart(life, &host).await;
     seconds(300.0).await;
@@ -292,7 +295,7 @@ async fn a_domain_that_stands_still_for_a_save_of_somebody_elses_is_not_taken_fr
     assert_eq!(host.audit().await.count(vm, "destroy"), 0);
     assert_eq!(life.record(vm).intent, Intent::On);
     // Told to end, it ends.
-    life.good("stop_vm", plan::stop_vm(vm, true, &dom0d::config::Settings::default().vm)).await;
+    life.good("stop_vm", plan::stop_vm(vm, true, &host.settings.vm)).await;
     assert_eq!(life.record(vm).intent, Intent::Off);
     life.assert_agreement(&host).await;
 }

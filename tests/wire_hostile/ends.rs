@@ -82,7 +82,7 @@ async fn the_operators_socket_knows_its_caller_and_asks_for_no_password() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_calls_again_after_the_server_closed_the_kept_connection() {
-    let host = start_with(config::Wire { idle_timeout_ms: 100, ..settings() }, 10);
+    let host = start_with(config::Wire { idle_timeout_ms: 2000, ..settings() }, 10);
     let mut client = host.client(Some(PASSWORD), None);
     for closed in 1..4 {
         assert_eq!(client.call("echo", &[Value::from(closed)], PATIENCE).await.unwrap(), Value::from(closed));

@@ -3,7 +3,7 @@
 use crate::support::*;
 use dom0d::config;
 use dom0d::wire::{FAULT_INTERNAL, FAULT_MALFORMED, FAULT_TOO_BIG, Value};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -103,19 +103,17 @@ async fn a_head_that_is_too_large_is_refused_and_the_client_hears_it() {
     assert!(["414", "431"].contains(&status(&answer)), "{answer}");
 }
 
-/// Sends a byte now and then until the server has had enough.
-async fn drip(stream: &mut TcpStream, bytes: &[u8]) -> Duration {
-    let start = Instant::now();
-    for byte in bytes.iter().cycle() {
-        if stream.write_all(&[*byte]).await.is_err() || start.elapsed() > PATIENCE {
-            break;
-        }
+/// Sends a byte now and then until the server has had enough, which comes sooner than our patience ends.
+async fn drip_until_cut_off(stream: &mut TcpStream, byte: u8) {
+    let cut_off = async {
         let mut one = [0];
-        if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut one)).await {
-            break;
+        while stream.write_all(&[byte]).await.is_ok() {
+            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut one)).await {
+                break;
+            }
         }
-    }
-    start.elapsed()
+    };
+    tokio::time::timeout(PATIENCE, cut_off).await.expect("it is never cut off");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,13 +121,12 @@ async fn a_slow_head_is_cut_off_however_steadily_it_drips() {
     let host = start_with(hurried(), 10);
     let mut slow = host.plain().await;
     slow.write_all(b"POST /RPC2 HTTP/1.1\r\nX-Slow: ").await.unwrap();
-    assert!(drip(&mut slow, b"a").await < Duration::from_millis(1300));
+    drip_until_cut_off(&mut slow, b'a').await;
     host.timeouts(1).await;
 
     let mut silent = host.plain().await;
-    let start = Instant::now();
     assert_eq!(rest(&mut silent).await, "");
-    assert!(start.elapsed() < Duration::from_millis(1300));
+    host.timeouts(2).await;
 
     // The second request of a connection has no more time than the first.
     let mut second = host.plain().await;
@@ -137,7 +134,7 @@ async fn a_slow_head_is_cut_off_however_steadily_it_drips() {
     let mut answer = vec![0; 4096];
     assert!(second.read(&mut answer).await.unwrap() > 0);
     second.write_all(b"POST /RPC2 HTTP/1.1\r\nX-Slow: ").await.unwrap();
-    assert!(drip(&mut second, b"a").await < Duration::from_millis(1300));
+    drip_until_cut_off(&mut second, b'a').await;
     host.timeouts(3).await;
 }
 
@@ -147,16 +144,13 @@ async fn a_slow_body_is_cut_off() {
     let mut slow = host.plain().await;
     let head = format!("POST /RPC2 HTTP/1.1\r\nHost: a\r\n{}Content-Length: 100000\r\n\r\n", good());
     slow.write_all(head.as_bytes()).await.unwrap();
-    assert!(
-        drip(&mut slow, b"a").await < Duration::from_millis(2300),
-        "with the time to verify the password"
-    );
+    drip_until_cut_off(&mut slow, b'a').await;
     host.timeouts(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_connection_is_closed() {
-    let host = start_with(config::Wire { idle_timeout_ms: 200, ..settings() }, 10);
+    let host = start_with(config::Wire { idle_timeout_ms: 1000, ..settings() }, 10);
     let mut stream = host.plain().await;
     stream.write_all(&post(&good(), &echo_call("x"))).await.unwrap();
     assert!(value(&rest(&mut stream).await).is_ok());
@@ -276,11 +270,12 @@ async fn a_body_up_to_the_limit_is_read_and_one_beyond_it_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_idle_strangers_take_only_their_places_and_those_come_back() {
+async fn a_thousand_idle_strangers_take_only_their_places() {
+    // Longer than it takes them to come, however slow the machine is.
     let settings = config::Wire {
         max_connections: 50,
         max_connections_per_address: 40,
-        head_timeout_ms: 1500,
+        head_timeout_ms: 600_000,
         ..settings()
     };
     let host = start_with(settings, 10);
@@ -289,12 +284,26 @@ async fn a_thousand_idle_strangers_take_only_their_places_and_those_come_back() 
         held.push(host.plain().await);
     }
     let metrics = host.server.metrics();
-    until(|| metrics.connections_refused.load(std::sync::atomic::Ordering::SeqCst) >= 960).await;
+    until(|| metrics.connections_refused.load(std::sync::atomic::Ordering::SeqCst) == 960).await;
     assert_eq!(host.server.open_connections(), 40);
     // The operator comes in all the same.
     let mut local = dom0d::wire::Client::unix(&host.socket);
     assert_eq!(local.call("echo", &[Value::from("in")], PATIENCE).await.unwrap(), Value::from("in"));
     drop(local);
+    drop(held);
+    until(|| host.server.open_connections() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_who_says_nothing_loses_his_place() {
+    let settings = config::Wire { max_connections_per_address: 10, head_timeout_ms: 2000, ..settings() };
+    let host = start_with(settings, 10);
+    let metrics = host.server.metrics();
+    let mut held = Vec::new();
+    for number in 1..=10 {
+        held.push(host.plain().await);
+        until(|| metrics.connections.load(std::sync::atomic::Ordering::SeqCst) == number).await;
+    }
     until(|| host.server.open_connections() == 0).await;
     let answer = host.say(&post(&format!("{}{CLOSE}", good()), &echo_call("x"))).await;
     assert_eq!(value(&answer), Ok(Value::from("x")));

@@ -137,7 +137,7 @@ impl From<Trigger> for sim::Trigger {
 impl From<sim::Observation> for Observation {
     fn from(observation: sim::Observation) -> Self {
         match observation {
-            sim::Observation::Domain(domid) => Self::Domain(DomId(domid)),
+            sim::Observation::At(domid) => Self::At(DomId(domid)),
             sim::Observation::Everything => Self::Everything,
         }
     }

@@ -40,7 +40,7 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 /// Observes domains for as long as it is held.
 #[derive(Debug)]
 pub struct DomainWatch {
-    observers: Arc<Observers<Observation>>,
+    observers: Arc<Observers<DomId>>,
     task: tokio::task::JoinHandle<()>,
     runtime: tokio::runtime::Handle,
 }
@@ -66,7 +66,7 @@ impl Drop for DomainWatch {
     }
 }
 
-async fn watch(client: Client, observers: Arc<Observers<Observation>>) {
+async fn watch(client: Client, observers: Arc<Observers<DomId>>) {
     let mut retry = FIRST_RETRY;
     loop {
         let watcher = client.watcher();
@@ -105,7 +105,7 @@ struct Known {
 struct Look {
     client: Client,
     watcher: Watcher,
-    observers: Arc<Observers<Observation>>,
+    observers: Arc<Observers<DomId>>,
     known: BTreeMap<DomId, Known>,
     /// Domains whose facts may have changed, and when to look.
     due: BTreeMap<DomId, Instant>,
@@ -141,7 +141,7 @@ impl Look {
             Hint::Everything => self.everything().await,
             Hint::At(WatchPath::IntroduceDomain) => {
                 let came = self.newcomers().await?;
-                came.into_iter().for_each(|domid| self.tell(Observation::Domain(domid)));
+                came.into_iter().for_each(|domid| self.tell(Observation::At(domid)));
                 Ok(())
             }
             Hint::At(WatchPath::ReleaseDomain) => self.released().await,
@@ -174,7 +174,7 @@ impl Look {
             self.everything_at = None;
             self.tell(Observation::Everything);
         } else {
-            gone.into_iter().for_each(|domid| self.tell(Observation::Domain(domid)));
+            gone.into_iter().for_each(|domid| self.tell(Observation::At(domid)));
             self.everything_at.get_or_insert_with(|| Instant::now() + AFTER_GONE);
         }
         Ok(())
@@ -194,7 +194,7 @@ impl Look {
             known.not_before = now + PACE;
             if known.facts != facts {
                 known.facts = facts;
-                self.tell(Observation::Domain(domid));
+                self.tell(Observation::At(domid));
             }
         }
         Ok(())

@@ -21,8 +21,10 @@ use tokio::time::Instant;
 const MAX_PENDING: usize = 1024;
 /// Watches of all watchers of one connection.
 const MAX_WATCHES: usize = 16_384;
-/// A xenstored that owes answers and gives none for so long is given up. Longer than one that is merely slow.
-const STALL: Duration = Duration::from_secs(30);
+/// A xenstored that owes answers and gives none for so many looks, one each [`LOOK_EVERY`], is given up. Longer than one
+/// that is merely slow.
+const STALL_LOOKS: u32 = 30;
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const FIRST_BACK_OFF: Duration = Duration::from_millis(50);
 const MAX_BACK_OFF: Duration = Duration::from_secs(5);
 
@@ -146,6 +148,26 @@ struct Pending {
     purpose: Purpose,
 }
 
+/// How long it has owed us answers and given none, in time in which we ran. A dom0 that was not run for a minute finds
+/// its clock a minute on and no answer: its xenstored was not run either.
+struct Silence {
+    looks: u32,
+    next: Instant,
+}
+
+impl Silence {
+    fn new() -> Self {
+        Self { looks: 0, next: Instant::now() + LOOK_EVERY }
+    }
+
+    /// Once `next` is there. Whether it is given up.
+    fn look(&mut self) -> bool {
+        self.looks += 1;
+        self.next = Instant::now() + LOOK_EVERY;
+        self.looks >= STALL_LOOKS
+    }
+}
+
 /// One connection's life.
 struct Session<'a> {
     runner: &'a mut Runner,
@@ -156,8 +178,7 @@ struct Session<'a> {
     next_request: u32,
     restoring: usize,
     answered: bool,
-    /// Since when it has owed us answers and given none.
-    owing_since: Instant,
+    silence: Silence,
 }
 
 impl<'a> Session<'a> {
@@ -170,7 +191,7 @@ impl<'a> Session<'a> {
             next_request: 1,
             restoring: 0,
             answered: false,
-            owing_since: Instant::now(),
+            silence: Silence::new(),
         }
     }
 
@@ -217,8 +238,10 @@ impl<'a> Session<'a> {
                     None => return Ok(()),
                 },
                 () = self.runner.reap.notified() => self.reap()?,
-                () = tokio::time::sleep_until(self.owing_since + STALL), if !self.pending.is_empty() => {
-                    return Err(StoreError::Timeout);
+                () = tokio::time::sleep_until(self.silence.next), if !self.pending.is_empty() => {
+                    if self.silence.look() {
+                        return Err(StoreError::Timeout);
+                    }
                 }
             }
         }
@@ -238,7 +261,7 @@ impl<'a> Session<'a> {
         let message = Message { kind, request, transaction, payload };
         self.out.push_back(message.encode()?);
         if self.pending.is_empty() {
-            self.owing_since = Instant::now();
+            self.silence = Silence::new();
         }
         self.pending.insert(request, Pending { kind, purpose });
         // 0 is what watch events have. One that is still pending is passed over, when the numbers wrap.
@@ -305,7 +328,7 @@ impl<'a> Session<'a> {
         let Some(pending) = self.pending.remove(&message.request) else {
             return Err(StoreError::Garbled("an answer to nothing we asked"));
         };
-        self.owing_since = Instant::now();
+        self.silence = Silence::new();
         let answer = codec::answer(pending.kind, message);
         // Said to the caller, and the end of this connection: whatever comes next means nothing.
         let garbled = answer.as_ref().err().filter(|error| matches!(error, StoreError::Garbled(_))).cloned();

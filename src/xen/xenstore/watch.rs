@@ -14,14 +14,8 @@ const MAX_WAITING: usize = 4096;
 /// Paths of one watcher.
 const MAX_PATHS: usize = 8192;
 
-/// Where to look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Hint {
-    /// At this path, or somewhere below it.
-    At(WatchPath),
-    /// At all of the watcher's paths: hints were lost, or the connection was made anew.
-    Everything,
-}
+/// Where to look: at this path, or somewhere below it.
+pub type Hint = crate::model::Hint<WatchPath>;
 
 #[derive(Debug, Default)]
 struct Waiting {

@@ -1,9 +1,10 @@
 //! Building domains: `xl create` and `xl restore`. All or nothing: what a build that failed, was killed or was
 //! forgotten has left is destroyed, and never what was there before.
 
-use super::run::{Leaves, kill_family};
+use super::memory::{FROM_STDIN, Feed, nothing_moved};
+use super::run::{Leaves, Patience, kill_family};
 use super::{Xl, config_file};
-use crate::model::{SafePath, VmId};
+use crate::model::{MiB, SafePath, VmId};
 use crate::xen::config::DomainConfig;
 use crate::xen::{DomId, Result, RunState, ToolstackError, moving_deadline};
 use nix::unistd::Pid;
@@ -50,6 +51,26 @@ impl Drop for ConfigFile {
     }
 }
 
+/// Why a build failed.
+#[derive(Debug)]
+enum NotBuilt {
+    /// xl said no, in these words.
+    Refused(String),
+    /// It was killed; these were its last words.
+    Killed(String),
+    Known(ToolstackError),
+}
+
+impl From<(ToolstackError, String)> for NotBuilt {
+    fn from((error, words): (ToolstackError, String)) -> Self {
+        match error {
+            ToolstackError::Failed(text) => Self::Refused(text),
+            ToolstackError::Timeout => Self::Killed(words),
+            other => Self::Known(other),
+        }
+    }
+}
+
 impl Xl {
     /// Builds a domain anew, or from a saved file.
     pub(super) async fn build(
@@ -61,6 +82,7 @@ impl Xl {
     ) -> Result<DomId> {
         let text = config_file::write(config).map_err(|error| ToolstackError::Failed(error.to_string()))?;
         let _one_at_a_time = self.inner.builds.lock(config.vm).await;
+        let _turn = self.turn_to_build(cancelled).await?;
         let before = self.lines().await?;
         if before.iter().any(|line| line.vm == Some(config.vm) || line.name == config.name.as_str()) {
             return Err(ToolstackError::Exists);
@@ -71,20 +93,47 @@ impl Xl {
         let mut args = vec![if from.is_some() { "restore" } else { "create" }, "-e"];
         args.extend(paused.then_some("-p"));
         args.push(&path);
-        args.extend(from.map(SafePath::as_str));
-        let limit = moving_deadline(self.inner.limit, config.memory);
+        args.extend(from.map(|_| FROM_STDIN));
         let built = tokio::select! {
-            built = self.inner.runner.xl_or_words(&args, Leaves::Processes, limit) => built,
-            () = cancelled.cancelled() => Err((ToolstackError::Timeout, String::new())),
+            built = self.run_build(&args, from, config.memory) => built,
+            () = cancelled.cancelled() => Err(NotBuilt::Killed(String::new())),
         };
         let built = match built {
-            Ok(_) => self.new_domain(config.vm, &before).await.map_err(|error| (error, String::new())),
-            Err(error) => Err(error),
+            Ok(()) => self.new_domain(config.vm, &before).await.map_err(NotBuilt::Known),
+            Err(why) => Err(why),
         };
         match built {
             Ok(domid) => Ok(domid),
-            Err((error, words)) => Err(self.nothing_left(config, &before, error, &words).await),
+            Err(why) => Err(self.nothing_left(config, &before, why).await),
         }
+    }
+
+    /// A create has the longer the more memory it gives; a restore has time as long as the saved domain is read.
+    async fn run_build(
+        &self,
+        args: &[&str],
+        from: Option<&SafePath>,
+        memory: MiB,
+    ) -> std::result::Result<(), NotBuilt> {
+        let (runner, limit) = (&self.inner.runner, self.inner.limit);
+        let Some(file) = from else {
+            let limit = moving_deadline(limit, memory);
+            return runner
+                .xl_or_words(args, Leaves::Processes, limit)
+                .await
+                .map(drop)
+                .map_err(NotBuilt::from);
+        };
+        let started = tokio::time::timeout(limit, Feed::start(file)).await;
+        let late = || ToolstackError::Failed(format!("{file} did not open for {} s", limit.as_secs()));
+        let (mut feed, stdin) = started.unwrap_or_else(|_| Err(late())).map_err(NotBuilt::Known)?;
+        let patience = Patience::WhileItMoves(limit, feed.moved());
+        let built = runner.xl_patiently(args, Leaves::Processes, stdin, patience).await.map(drop);
+        built.map_err(|error| match (feed.broke(), NotBuilt::from(error)) {
+            (Some(unread), _) => NotBuilt::Known(unread),
+            (None, NotBuilt::Killed(words)) => NotBuilt::Known(nothing_moved("read", limit, &words)),
+            (None, other) => other,
+        })
     }
 
     /// The domain of this VM that was not there before.
@@ -95,31 +144,30 @@ impl Xl {
         new.map(|line| line.domid).ok_or_else(lost)
     }
 
-    /// Destroys what a failed build has left, and says why it failed. `words`: xl's last ones.
+    /// Destroys what a failed build has left, and says why it failed.
     async fn nothing_left(
         &self,
         config: &DomainConfig,
         before: &BTreeSet<DomId>,
-        error: ToolstackError,
-        words: &str,
+        why: NotBuilt,
     ) -> ToolstackError {
         if let Err(left) = self.destroy_new(config.vm, before).await {
-            tracing::warn!(vm = %config.vm, %error, %left, "what a failed build has left cannot be destroyed");
+            tracing::warn!(vm = %config.vm, ?why, %left, "what a failed build has left cannot be destroyed");
             return ToolstackError::Timeout;
         }
-        match error {
-            ToolstackError::Timeout => ToolstackError::Failed(format!(
+        match why {
+            NotBuilt::Killed(words) => ToolstackError::Failed(format!(
                 "xl did not end in time, or its caller has gone; it was killed, and nothing is left of the domain{}{words}",
                 if words.is_empty() { "" } else { ". Its last words: " }
             )),
-            ToolstackError::Failed(words) => match self.hypervisor().await {
+            NotBuilt::Refused(words) => match self.hypervisor().await {
                 // xl's words for it differ with the kind of guest and the release; the figures tell.
                 Ok(host) if host.free_memory < config.memory => {
                     ToolstackError::OutOfMemory { needed: config.memory, free: host.free_memory }
                 }
                 _ => ToolstackError::Failed(words),
             },
-            other => other,
+            NotBuilt::Known(error) => error,
         }
     }
 

@@ -95,7 +95,7 @@ impl Xl {
     /// A domain that has not ended, and is not dom0. One that stands still for a save or a migration which broke off is
     /// waited for a while: an xl of our former life lets it go on as soon as it meets its broken pipe.
     pub(super) async fn living(&self, domid: DomId) -> Result<Line> {
-        let patience = tokio::time::Instant::now() + TO_GO_ON;
+        let patience = tokio::time::Instant::now() + TO_GO_ON.min(self.inner.limit);
         let mut line = self.there(domid).await?;
         while line.state == RunState::Shutdown(ShutdownReason::Suspend)
             && tokio::time::Instant::now() < patience

@@ -1,16 +1,18 @@
-//! A domain's memory on disk: save and core dump.
+//! A domain's memory on disk: save, restore and core dump. Each takes as long as something moves: a disk may be as
+//! slow as it likes, and a VM as large.
 //!
 //! A save is `xl save -p` into a pipe, and a thread of ours writes the file: so we see the stream's end, the
 //! disk's errors are ours to judge, and if we die or give up, xl meets a broken pipe and lets the domain go on by
 //! itself. Whole, the domain stands paused; then the file gets its name, and only then the domain goes or goes on.
+//! A restore is the same the other way round: a thread of ours reads the file into a pipe, so we see how far it is.
 
 use super::Xl;
-use super::run::{Leaves, Running, failed};
+use super::run::{Leaves, Moved, Patience, Running, failed, stalled};
 use super::stream::Stream;
 use crate::model::SafePath;
 use crate::xen::{AfterSave, DomId, Result, RunState, ToolstackError};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -23,11 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Where `xl save` finds the pipe that is its stdout.
 pub(super) const TO_STDOUT: &str = "/proc/self/fd/1";
+/// Where `xl restore` finds the pipe that is its stdin.
+pub(super) const FROM_STDIN: &str = "/proc/self/fd/0";
 const PIECE_BYTES: usize = 256 * 1024;
 /// So much is written before it is brought to disk, so that no memory is filled with it and the end does not take long.
 const SYNC_BYTES: u64 = 64 * 1024 * 1024;
-/// What moves memory ends when nothing moves any more, or with its caller's deadline; this is beyond any.
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Beside the file: same folder, so that it can be renamed.
 fn part_of(file: &SafePath) -> PathBuf {
@@ -85,7 +87,7 @@ impl Xl {
         let written = tokio::select! {
             written = written => written.unwrap_or_else(|_| Err(ToolstackError::Failed("the write broke off".into()))),
             () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
-            () = stalled(limit, || bytes.load(Ordering::Relaxed)) => Err(ToolstackError::Timeout),
+            () = stalled(limit, Arc::new(move || bytes.load(Ordering::Relaxed))) => Err(ToolstackError::Timeout),
         };
         stop.cancel();
         // On an error xl's pipe is broken now (at the latest with the next piece), and it lets the domain go on.
@@ -93,7 +95,7 @@ impl Xl {
         match (written, ended) {
             (Ok(()), Ok(true)) => Ok(()),
             (Err(ToolstackError::Timeout), Ok(_)) => {
-                Err(ToolstackError::Failed(format!("nothing more was written for {} s", limit.as_secs())))
+                Err(nothing_moved("written", limit, &xl.complaint().await))
             }
             (Err(error @ ToolstackError::Failed(_)), Ok(false)) => {
                 let words = xl.complaint().await;
@@ -122,10 +124,17 @@ impl Xl {
         }
         let part_text = part.to_string_lossy().into_owned();
         let args = ["dump-core", &domid.0.to_string(), &part_text];
-        let length = || std::fs::metadata(&part).map_or(0, |file| file.len());
+        // It writes memory alone: while it looks through the holes between (minutes, on a slow host) the file stands still.
+        let watched = part.clone();
+        let length = move || std::fs::metadata(&watched).map_or(0, |file| file.len());
+        let limit = self.inner.limit;
+        let patience = Patience::WhileItMoves(limit, Arc::new(length));
         let dumped = tokio::select! {
-            dumped = self.inner.runner.xl(&args, Leaves::Nothing, LONGEST) => dumped.map(drop),
-            () = stalled(self.inner.limit, length) => Err(ToolstackError::Timeout),
+            dumped = self.inner.runner.xl_patiently(&args, Leaves::Nothing, Stdio::null(), patience) => match dumped {
+                Ok(_) => Ok(()),
+                Err((ToolstackError::Timeout, words)) => Err(nothing_moved("written", limit, &words)),
+                Err((error, _)) => Err(error),
+            },
             () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
         };
         let dumped = match dumped {
@@ -143,6 +152,68 @@ impl Xl {
         }
         dumped
     }
+}
+
+/// A saved domain on its way from its file to xl.
+pub(super) struct Feed {
+    bytes: Arc<AtomicU64>,
+    told: oneshot::Receiver<std::io::Error>,
+}
+
+impl Feed {
+    /// Begins to read the file into what is xl's stdin.
+    pub(super) async fn start(file: &SafePath) -> Result<(Self, Stdio)> {
+        let path = PathBuf::from(file.as_str());
+        let source = in_thread(move || {
+            File::open(&path).map_err(|error| io_failed(&path.display().to_string(), &error))
+        })
+        .await?;
+        let (stdin, pipe) = std::io::pipe().map_err(|error| io_failed("a pipe to xl", &error))?;
+        let bytes = Arc::new(AtomicU64::new(0));
+        let (tell, told) = oneshot::channel();
+        let counter = Arc::clone(&bytes);
+        std::thread::spawn(move || feed(source, pipe, &counter, tell));
+        Ok((Self { bytes, told }, stdin.into()))
+    }
+
+    /// Bytes read so far.
+    pub(super) fn moved(&self) -> Moved {
+        let bytes = Arc::clone(&self.bytes);
+        Arc::new(move || bytes.load(Ordering::Relaxed))
+    }
+
+    /// Why the file could not be read to its end, if that was so.
+    pub(super) fn broke(&mut self) -> Option<ToolstackError> {
+        self.told.try_recv().ok().map(|error| io_failed("the saved domain cannot be read", &error))
+    }
+}
+
+fn feed(mut source: File, mut pipe: PipeWriter, bytes: &AtomicU64, tell: oneshot::Sender<std::io::Error>) {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match source.read(&mut piece) {
+            Ok(0) => return,
+            Ok(read) => {
+                // An xl that reads no more has ended, and says why.
+                if pipe.write_all(&piece[..read]).is_err() {
+                    return;
+                }
+                bytes.fetch_add(read as u64, Ordering::Relaxed);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                // Before xl sees the end of its pipe. Nobody may wait for it any more.
+                let _ = tell.send(error);
+                return;
+            }
+        }
+    }
+}
+
+/// `what`: read or written. `words`: xl's last ones.
+pub(super) fn nothing_moved(what: &str, limit: Duration, words: &str) -> ToolstackError {
+    let words = if words.is_empty() { String::new() } else { format!("; xl's last words: {words}") };
+    ToolstackError::Failed(format!("nothing more was {what} for {} s{words}", limit.as_secs()))
 }
 
 /// Waits until xl has ended; one that does not is killed, and what became of its domain is unknown.
@@ -204,18 +275,6 @@ fn write_in_thread(
     let (tell, told) = oneshot::channel();
     std::thread::spawn(move || tell.send(copy(File::from(source), target, &stop, &bytes)));
     told
-}
-
-/// Ends when what has moved has not changed for so long. A disk may be as slow as it likes, and a VM as large.
-async fn stalled(limit: Duration, moved: impl Fn() -> u64) {
-    let (mut last, mut since) = (moved(), tokio::time::Instant::now());
-    while since.elapsed() < limit {
-        tokio::time::sleep((limit / 10).clamp(Duration::from_millis(10), Duration::from_secs(5))).await;
-        let now = moved();
-        if now != last {
-            (last, since) = (now, tokio::time::Instant::now());
-        }
-    }
 }
 
 fn copy(mut source: File, mut target: File, stop: &CancellationToken, bytes: &AtomicU64) -> Result<()> {

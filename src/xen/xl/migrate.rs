@@ -38,6 +38,8 @@ const PERMISSION: &[u8] = b"domain is yours, you are cleared to unpause\0";
 const REPORT: &[u8] = b"my copy unpause results are as follows\0";
 
 const PIECE_BYTES: usize = 256 * 1024;
+/// How long a domain that comes waits for others to be built. Its sender soon takes a stream that stands still for broken.
+const TO_HAVE_A_TURN: Duration = Duration::from_secs(20);
 
 fn broken(what: &str, error: &std::io::Error) -> ToolstackError {
     ToolstackError::Failed(format!("{what} broke: {}", error.kind()))
@@ -186,6 +188,9 @@ impl Xl {
         input: Box<dyn Inflow>,
         cancelled: &CancellationToken,
     ) -> Result<DomId> {
+        let turn = tokio::time::timeout(TO_HAVE_A_TURN, self.turn_to_build(cancelled)).await;
+        let others = "another domain is being built or received here, and xl does one at a time";
+        let _turn = turn.unwrap_or_else(|_| Err(ToolstackError::Failed(others.to_owned())))?;
         let before: BTreeSet<DomId> = self.lines().await?.into_iter().map(|line| line.domid).collect();
         let args = ["migrate-receive", "-e", "-p"];
         let mut xl = self.inner.runner.start_xl(&args, Leaves::Processes, Stdio::piped())?;
@@ -336,6 +341,7 @@ async fn hear(from: &mut (impl AsyncRead + Unpin), message: &[u8], limit: Durati
 #[cfg(test)]
 mod tests {
     use super::super::stream::tests::domain;
+    use super::super::tests::fake::Fake;
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(120);
@@ -378,5 +384,22 @@ mod tests {
             matches!(pass_domain(&mut from, &mut out, LIMIT).await, Err(ToolstackError::Timeout)),
             "no reader"
         );
+    }
+
+    #[tokio::test]
+    async fn a_domain_that_comes_while_another_is_built_is_refused_before_xl_is_asked() {
+        let fake = Fake::new(&[("migrate-receive", "exit 0")]);
+        let xl = fake.open(LIMIT).await;
+        let _building = Arc::clone(&xl.inner.turn).lock_owned().await;
+        let (_source, stream) = tokio::io::duplex(16);
+        tokio::time::pause();
+        let began = tokio::time::Instant::now();
+        let received = xl.receive(Box::new(stream), &CancellationToken::new()).await;
+        assert!(
+            matches!(&received, Err(ToolstackError::Failed(why)) if why.contains("one at a time")),
+            "{received:?}"
+        );
+        assert_eq!(began.elapsed().as_secs(), TO_HAVE_A_TURN.as_secs());
+        assert!(!fake.calls().iter().any(|call| call.starts_with("migrate-receive")));
     }
 }

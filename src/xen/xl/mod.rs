@@ -19,8 +19,9 @@
 //! What it does not do: it keeps no record and retries nothing; it holds no lock for its callers (calls for one
 //! domain come one at a time), but builds of one VM wait for each other and for the clearing up after them.
 //!
-//! Known limits of xl: `xl create` holds a lock of its own for all builds of a host, so one that hangs (libxl
-//! bounds its hotplug scripts by 10 to 40 s) delays other builds, not other calls. CPU time has 0.1 s resolution.
+//! Known limits of xl: it builds, restores and receives one domain of a host at a time, so one that hangs (libxl
+//! bounds its hotplug scripts by 10 to 40 s) or takes long delays other builds, not other calls. CPU time has 0.1 s
+//! resolution.
 
 mod build;
 pub mod config_file;
@@ -85,6 +86,8 @@ struct Inner {
     limit: Duration,
     scheduler: OnceCell<control::Scheduler>,
     builds: Builds,
+    /// Whose turn it is to build or to receive a domain.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Xl {
@@ -113,6 +116,7 @@ impl Xl {
                 limit: options.limit,
                 scheduler: OnceCell::new(),
                 builds: Builds::default(),
+                turn: Arc::default(),
             }),
         };
         body.clear_up().await?;
@@ -121,6 +125,15 @@ impl Xl {
 
     async fn xl(&self, args: &[&str], leaves: Leaves) -> Result<Vec<u8>> {
         self.inner.runner.xl(args, leaves, self.inner.limit).await
+    }
+
+    /// `xl` builds one domain at a time: its lock is held from before the memory is found until the domain is whole, also
+    /// that of a restore and of a migration. Who waits here, and not there, is not taken for hanging.
+    async fn turn_to_build(&self, cancelled: &CancellationToken) -> Result<tokio::sync::OwnedMutexGuard<()>> {
+        tokio::select! {
+            turn = Arc::clone(&self.inner.turn).lock_owned() => Ok(turn),
+            () = cancelled.cancelled() => Err(ToolstackError::Failed("its caller has gone".to_owned())),
+        }
     }
 
     /// Runs a change in a task of its own. A caller that goes cancels the token.

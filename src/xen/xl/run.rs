@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -42,6 +43,70 @@ pub(super) enum Leaves {
     Nothing,
     /// Processes stay behind, or the call must outlive us.
     Processes,
+}
+
+/// Counts what moves, in any unit. May block, even for ever.
+pub(super) type Moved = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// How long a call may take.
+pub(super) enum Patience {
+    /// So long in all.
+    For(Duration),
+    /// As long as something moves, be it but the CPU time of the program's family; so long while nothing does.
+    WhileItMoves(Duration, Moved),
+}
+
+impl Patience {
+    async fn over(self, program: Option<Pid>) {
+        match self {
+            Self::For(limit) => tokio::time::sleep(limit).await,
+            Self::WhileItMoves(limit, moved) => {
+                let all = move || moved() + program.map_or(0, cpu_of_family);
+                stalled(limit, Arc::new(all)).await;
+            }
+        }
+    }
+}
+
+/// Ends when what has moved has not changed for so long. Each look has a thread of its own: one that hangs (on a file of
+/// a dead server) is the last, and takes nobody's place.
+pub(super) async fn stalled(limit: Duration, moved: Moved) {
+    let (mut last, mut since) = (None, tokio::time::Instant::now());
+    loop {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let moved = Arc::clone(&moved);
+        std::thread::spawn(move || tell.send(moved()));
+        let now = match tokio::time::timeout(limit, told).await {
+            Ok(now) => now.ok(),
+            Err(_) => return,
+        };
+        if now.is_some() && now != last {
+            (last, since) = (now, tokio::time::Instant::now());
+        } else if since.elapsed() >= limit {
+            return;
+        }
+        tokio::time::sleep((limit / 10).clamp(Duration::from_millis(10), Duration::from_secs(5))).await;
+    }
+}
+
+fn cpu_of_family(leader: Pid) -> u64 {
+    let mut members = vec![leader];
+    let mut next = 0;
+    while let Some(parent) = members.get(next).copied()
+        && members.len() < MAX_FAMILY
+    {
+        members.extend(children(parent));
+        next += 1;
+    }
+    members.into_iter().map(cpu_ticks).sum()
+}
+
+/// The CPU time of a process and of its children that have ended; its unit is the kernel's (proc_pid_stat(5)).
+fn cpu_ticks(pid: Pid) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it may hold anything. utime is the 14th field, state the 3rd.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    fields.split_ascii_whitespace().skip(11).take(4).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
 }
 
 #[derive(Debug, Clone)]
@@ -77,7 +142,18 @@ impl Runner {
         leaves: Leaves,
         limit: Duration,
     ) -> std::result::Result<Vec<u8>, (ToolstackError, String)> {
-        let ended = self.run(&self.xl, args, leaves, limit).await?;
+        self.xl_patiently(args, leaves, Stdio::null(), Patience::For(limit)).await
+    }
+
+    /// The same, with something to read.
+    pub async fn xl_patiently(
+        &self,
+        args: &[&str],
+        leaves: Leaves,
+        stdin: Stdio,
+        patience: Patience,
+    ) -> std::result::Result<Vec<u8>, (ToolstackError, String)> {
+        let ended = self.run(&self.xl, args, leaves, stdin, patience).await?;
         if ended.success { Ok(ended.output) } else { Err((failed(args, &ended.complaint), ended.complaint)) }
     }
 
@@ -94,7 +170,8 @@ impl Runner {
         leaves: Leaves,
         limit: Duration,
     ) -> Result<Ended> {
-        self.run(program, args, leaves, limit).await.map_err(|(error, _)| error)
+        let patience = Patience::For(limit);
+        self.run(program, args, leaves, Stdio::null(), patience).await.map_err(|(error, _)| error)
     }
 
     async fn run(
@@ -102,25 +179,31 @@ impl Runner {
         program: &Path,
         args: &[&str],
         leaves: Leaves,
-        limit: Duration,
+        stdin: Stdio,
+        patience: Patience,
     ) -> std::result::Result<Ended, (ToolstackError, String)> {
         let wordless = |error| (error, String::new());
-        let mut running = self.start(program, args, leaves, Stdio::null()).map_err(wordless)?;
-        let output = running.stdout();
-        let talk = async {
-            let (output, status) = read_until_ended(output, &mut running).await?;
-            Ok(Ended { success: status, output, complaint: String::new() })
+        let began = tokio::time::Instant::now();
+        let mut running = self.start(program, args, leaves, stdin).map_err(wordless)?;
+        let (output, leader) = (running.stdout(), running.family.0);
+        let ended = tokio::select! {
+            // One that has ended has ended, however late we are to see it.
+            biased;
+            ended = read_until_ended(output, &mut running) => Some(ended),
+            () = patience.over(leader) => None,
         };
-        match tokio::time::timeout(limit, talk).await {
-            Ok(Ok(ended)) => Ok(Ended { complaint: running.complaint().await, ..ended }),
-            Ok(Err(error)) => {
+        match ended {
+            Some(Ok((output, success))) => {
+                Ok(Ended { success, output, complaint: running.complaint().await })
+            }
+            Some(Err(error)) => {
                 running.kill().await;
                 Err(wordless(error))
             }
-            Err(_) => {
+            None => {
                 running.kill().await;
-                let words = running.complaint().await;
-                tracing::warn!(program = %program.display(), ?args, ?limit, words, "no answer in time: killed");
+                let (after, words) = (began.elapsed(), running.complaint().await);
+                tracing::warn!(program = %program.display(), ?args, ?after, words, "no answer in time: killed");
                 Err((ToolstackError::Timeout, words))
             }
         }
@@ -141,6 +224,11 @@ impl Runner {
             }
             _ => Command::new(program),
         };
+        // SAFETY: between fork and exec only sigaction(2) is called, which is async-signal-safe (signal-safety(7)).
+        #[allow(unsafe_code, reason = "nothing else sets a child's signals")]
+        unsafe {
+            command.pre_exec(outlive_its_reader);
+        }
         let child = command
             .args(args)
             .env_clear()
@@ -156,6 +244,15 @@ impl Runner {
             child.map_err(|error| ToolstackError::Unreachable(format!("{}: {error}", program.display())))?;
         Ok(Running::new(child))
     }
+}
+
+/// If we die, xl still writes to our pipes, and must go on all the same: `xl save` says that it failed before it lets
+/// the suspended domain go on. What libxl starts has the signal's default again (libxl__exec).
+fn outlive_its_reader() -> std::io::Result<()> {
+    // SAFETY: no handler is set that could be called.
+    #[allow(unsafe_code, reason = "nix marks all of signal(2) so, for the sake of handlers")]
+    let before = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn) };
+    before.map(drop).map_err(std::io::Error::from)
 }
 
 /// The error of an `xl` that said no.
@@ -331,4 +428,27 @@ fn children(parent: Pid) -> Vec<Pid> {
         list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).map(Pid::from_raw).collect::<Vec<_>>()
     });
     numbers.take(MAX_FAMILY).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::fake::Fake;
+    use super::*;
+
+    #[tokio::test]
+    async fn an_xl_whose_daemon_died_goes_on_though_nobody_reads_what_it_says() {
+        // As `xl save` does: it says that it failed, and then lets the domain go on.
+        let save =
+            "cat <&0 >/dev/null; while echo more; do :; done 2>/dev/null; echo failed >&2; touch goes-on";
+        let fake = Fake::new(&[("save", save)]);
+        let (from_us, to_it) = std::io::pipe().unwrap();
+        let started = Runner::new(fake.path("xl")).start_xl(&["save"], Leaves::Processes, from_us.into());
+        let mut xl = started.unwrap();
+        // All our ends of its pipes go, as with the death of a process.
+        drop(xl.child.stdout.take());
+        xl.complaint.take().unwrap().abort();
+        drop(to_it);
+        assert_eq!(xl.wait(Duration::from_secs(60)).await, Ok(true));
+        assert!(fake.path("goes-on").exists());
+    }
 }

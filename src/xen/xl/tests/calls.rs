@@ -1,15 +1,16 @@
 //! Calls that go wrong: deadlines, families that are killed whole, output without end, garbage, half-made domains.
 
 use super::super::config_file;
-use super::fake::{Fake, VM, line};
+use super::fake::{Fake, HEAD, VM, line};
 use crate::model::{MiB, SafePath, VmId, VmName};
 use crate::xen::config::{Boot, DomainConfig, GuestType, OnEnd, PygrubArgs, TscMode};
 use crate::xen::{AfterSave, DomId, RunState, Toolstack, ToolstackError};
+use futures_util::FutureExt;
 use std::time::{Duration, Instant};
 
 const LIST: (&str, &str) = ("list", "cat listing");
 const SHORT: Duration = Duration::from_millis(700);
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 const SIX: DomId = DomId(6);
 
 pub fn config() -> DomainConfig {
@@ -313,8 +314,10 @@ async fn a_domain_that_stands_still_for_a_save_that_broke_off_is_waited_for() {
     let xl = fake.open(LONG).await;
     // As xl leaves it until it meets its broken pipe, after we were killed and have started anew.
     fake.list(&line("---s--", "2"));
+    let looks = || fake.calls().iter().filter(|call| call.starts_with("list")).count();
+    let before = looks();
     let goes_on = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        until(|| looks() > before + 1).await;
         fake.list(&line("-b----", "-"));
     };
     let (sent, ()) = tokio::join!(xl.sysrq(SIX, 'h'), goes_on);
@@ -323,41 +326,139 @@ async fn a_domain_that_stands_still_for_a_save_that_broke_off_is_waited_for() {
     let began = Instant::now();
     let refused = xl.sysrq(SIX, 'h').await;
     assert!(matches!(refused, Err(ToolstackError::BadState(_))), "one that has ended does not come back");
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(12));
+}
+
+/// Of memory that moves: so long may nothing of it move.
+const STALL: Duration = Duration::from_secs(3);
+/// A saved domain's head.
+const SAVED_HEAD: &str = "printf 'Xen saved domain, xl format\\n \\000 \\r\\004\\003\\002\\001'";
+
+/// What a save of domain 6 says by an xl whose `save` does this.
+async fn saved_by(script: &str) -> crate::xen::Result<()> {
+    let fake = Fake::new(&[LIST, ("save", script), ("pause", ""), ("unpause", "")]);
+    let xl = fake.open(STALL).await;
+    fake.list(&line("-b----", "-"));
+    let file = SafePath::parse(fake.path("saved").to_str().unwrap()).unwrap();
+    let saved = xl.save(SIX, &file, AfterSave::Destroy).await;
+    assert!(!fake.path("saved").exists() && !fake.path("saved.part").exists());
+    saved
+}
+
+/// What a core dump says by an xl whose `dump-core` does this, and whether a core is there.
+async fn dumped_by(script: &str) -> (crate::xen::Result<()>, bool) {
+    let fake = Fake::new(&[LIST, ("dump-core", script)]);
+    let xl = fake.open(STALL).await;
+    fake.list(&line("-b----", "-"));
+    let core = SafePath::parse(fake.path("core").to_str().unwrap()).unwrap();
+    let dumped = xl.dump_core(SIX, &core, true, false).await;
+    assert!(!fake.path("core.part").exists());
+    (dumped, fake.path("core").exists())
+}
+
+/// What a restore says by an xl whose `restore` does this, and the saved domain as xl has read it.
+async fn restored_by(script: &str, saved: Option<&[u8]>) -> (crate::xen::Result<DomId>, Vec<u8>) {
+    let fake = Fake::new(&[LIST, ("restore", script)]);
+    let xl = fake.open(STALL).await;
+    match saved {
+        Some(bytes) => std::fs::write(fake.path("saved"), bytes).unwrap(),
+        None => std::fs::create_dir(fake.path("saved")).unwrap(),
+    }
+    std::fs::write(fake.path("built"), format!("{HEAD}{}", line("-b----", "-"))).unwrap();
+    let file = SafePath::parse(fake.path("saved").to_str().unwrap()).unwrap();
+    let restored = xl.restore(&config(), &file, false).await;
+    assert!(fake.path("saved").exists(), "what was saved stays until its domain runs");
+    (restored, std::fs::read(fake.path("read")).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn a_restore_reads_the_saved_domain_to_its_end() {
+    let saved: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let (restored, read) = restored_by(r#"cat "$4" > read; mv built listing"#, Some(&saved)).await;
+    assert_eq!(restored, Ok(SIX));
+    assert!(read == saved, "{} bytes of {}", read.len(), saved.len());
+}
+
+#[tokio::test]
+async fn builds_at_once_take_turns_before_xl_has_to() {
+    // As xl does, which holds its lock until a domain is whole.
+    let create = format!(
+        "if ! mkdir lock 2>/dev/null; then echo two at once >&2; exit 3; fi; sleep 2; rmdir lock; \
+         printf '%s' '{}' | sed \"s/pv1 6/$(grep -o 'pv[0-9]' $3) $(wc -l <listing)/; s/{VM}/$(basename $3 .cfg)/\" >>listing",
+        line("-b----", "-")
+    );
+    let fake = Fake::new(&[LIST, ("create", &create)]);
+    let xl = fake.open(LONG).await;
+    let named =
+        |name: &str| DomainConfig { vm: VmId::random(), name: VmName::parse(name).unwrap(), ..config() };
+    let (one, two, three) = (named("pv1"), named("pv2"), named("pv3"));
+    let built = tokio::join!(
+        xl.create(&one, false).boxed(),
+        xl.create(&two, false).boxed(),
+        xl.create(&three, false).boxed()
+    );
+    assert!(matches!(built, (Ok(_), Ok(_), Ok(_))), "{built:?}");
+}
+
+#[tokio::test]
+async fn why_a_restore_failed_is_told_in_the_words_of_who_knows() {
+    let refuses = "head -c 9 >&2; echo is no saved domain >&2; exit 3";
+    let (restored, _) = restored_by(refuses, Some(&vec![b'x'; 1_000_000])).await;
+    assert!(failed(&restored).contains("xxxxxxxxxis no saved domain"), "{restored:?}");
+    // A folder can be opened, and not read.
+    let (restored, _) = restored_by("cat > read; echo it is too short >&2; exit 3", None).await;
+    assert!(failed(&restored).contains("cannot be read"), "{restored:?}");
 }
 
 #[tokio::test]
 async fn memory_that_moves_slowly_is_waited_for_and_memory_that_does_not_move_is_not() {
-    // More than the limit in all, and a head that is a saved domain's.
-    let head = "printf 'Xen saved domain, xl format\\n \\000 \\r\\004\\003\\002\\001'";
-    let slow = format!("{head}; for n in 1 2 3 4 5 6; do sleep 0.3; printf '\\000'; done; exit 0");
-    let fake = Fake::new(&[LIST, ("save", &slow), ("pause", ""), ("unpause", "")]);
-    let xl = fake.open(SHORT).await;
-    fake.list(&line("-b----", "-"));
-    let file = SafePath::parse(fake.path("saved").to_str().unwrap()).unwrap();
-    let error = xl.save(SIX, &file, AfterSave::Destroy).await;
-    assert!(failed(&error).contains("before the domain was saved"), "it was heard to its end: {error:?}");
-
-    let fake = Fake::new(&[LIST, ("save", &format!("{head}; sleep 60")), ("pause", ""), ("unpause", "")]);
-    let xl = fake.open(SHORT).await;
-    fake.list(&line("-b----", "-"));
-    let file = SafePath::parse(fake.path("saved").to_str().unwrap()).unwrap();
-    let began = Instant::now();
-    let error = xl.save(SIX, &file, AfterSave::Destroy).await;
-    assert!(matches!(error, Err(ToolstackError::Timeout | ToolstackError::Failed(_))), "{error:?}");
-    assert!(began.elapsed() < Duration::from_secs(20) && !fake.path("saved").exists());
-
-    let grows = "for n in 1 2 3 4 5 6; do sleep 0.3; echo more >>\"$3\"; done; exit 0";
-    let fake = Fake::new(&[LIST, ("dump-core", grows)]);
-    let xl = fake.open(SHORT).await;
-    fake.list(&line("-b----", "-"));
-    let core = SafePath::parse(fake.path("core").to_str().unwrap()).unwrap();
-    assert_eq!(xl.dump_core(SIX, &core, true, false).await, Ok(()));
-
-    let fake = Fake::new(&[LIST, ("dump-core", "echo some >>\"$3\"; sleep 60")]);
-    let xl = fake.open(SHORT).await;
-    fake.list(&line("-b----", "-"));
-    let core = SafePath::parse(fake.path("core").to_str().unwrap()).unwrap();
-    assert_eq!(xl.dump_core(SIX, &core, true, false).await, Err(ToolstackError::Timeout));
-    assert!(!fake.path("core").exists() && !fake.path("core.part").exists());
+    // Longer than the limit in all.
+    let slow_save =
+        format!("{SAVED_HEAD}; for n in 1 2 3 4 5 6 7 8; do sleep 0.5; printf '\\000'; done; exit 0");
+    let slow_dump = "for n in 1 2 3 4 5 6 7 8; do sleep 0.5; echo more >>\"$3\"; done; exit 0";
+    // It works, though its file stands still.
+    let busy_dump =
+        "end=$(($(date +%s) + 5)); while [ $(date +%s) -lt $end ]; do :; done; echo more >>\"$3\"; exit 0";
+    let hung_save = format!("{SAVED_HEAD}; sleep 600");
+    let hung_dump = "echo some >>\"$3\"; echo half a core >&2; sleep 600";
+    // More than a pipe takes at once, a piece at a time.
+    let image = vec![b'x'; 2_000_000];
+    let slow_restore =
+        "for n in 1 2 3 4 5 6 7 8; do sleep 0.5; head -c 250000 >>read; done; mv built listing";
+    let hung_restore = "head -c 250000 >>read; echo half a domain >&2; sleep 600";
+    let slow = async {
+        tokio::join!(
+            saved_by(&slow_save).boxed(),
+            dumped_by(slow_dump).boxed(),
+            dumped_by(busy_dump).boxed(),
+            restored_by(slow_restore, Some(&image)).boxed()
+        )
+    };
+    let hung = async {
+        tokio::join!(
+            saved_by(&hung_save).boxed(),
+            dumped_by(hung_dump).boxed(),
+            restored_by(hung_restore, Some(&image)).boxed()
+        )
+    };
+    let all = async { tokio::join!(slow, hung) };
+    let (slowly, not) =
+        tokio::time::timeout(Duration::from_secs(120), all).await.expect("what does not move is ended");
+    let (slowly_saved, slowly_dumped, busily_dumped, slowly_restored) = slowly;
+    let (not_saved, not_dumped, not_restored) = not;
+    assert!(
+        failed(&slowly_saved).contains("before the domain was saved"),
+        "it was heard to its end: {slowly_saved:?}"
+    );
+    assert_eq!((slowly_dumped, busily_dumped), ((Ok(()), true), (Ok(()), true)));
+    assert!(matches!(not_saved, Err(ToolstackError::Timeout | ToolstackError::Failed(_))), "{not_saved:?}");
+    let (not_dumped, core) = not_dumped;
+    assert!(
+        failed(&not_dumped).ends_with("for 3 s; xl's last words: half a core") && !core,
+        "{not_dumped:?}"
+    );
+    assert_eq!((slowly_restored.0, slowly_restored.1.len()), (Ok(SIX), image.len()));
+    let not_restored = not_restored.0;
+    let told = "nothing more was read for 3 s; xl's last words: half a domain";
+    assert_eq!(failed(&not_restored), told, "and not by the deadline of a build, ten times as long");
 }

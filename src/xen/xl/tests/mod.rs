@@ -3,4 +3,4 @@
 
 mod calls;
 mod config;
-mod fake;
+pub(super) mod fake;
