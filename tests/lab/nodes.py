@@ -188,11 +188,15 @@ class Node:
         wait_for(f"node {self.name} to boot", ready, BOOT_S)
         wait_for(f"node {self.name} to take a command", lambda: self._answers("true"), BOOT_S)
 
-    def _answers(self, script):
+    def _answers(self, script, patience_s=5):
         try:
-            return self.run(script, patience_s=5).code == 0
+            return self.run(script, patience_s).code == 0
         except (OSError, LabError):
             return False
+
+    def is_lost(self):
+        """Whether it takes no command: its QEMU has ended, or its kernel stands still."""
+        return not self._answers("true", 60)
 
     def reboot(self):
         """As an orderly host does: the daemon is stopped, disks are written, then it starts again."""
@@ -244,7 +248,8 @@ class Node:
                 try:
                     piece = connection.recv(1 << 16)
                 except TimeoutError:
-                    raise LabError(f"no end in {patience_s} s: {script}") from None
+                    so_far = b"".join(pieces).decode(errors="replace")
+                    raise LabError(f"no end in {patience_s} s: {script}\n{so_far}") from None
                 if not piece:
                     break
                 pieces.append(piece)

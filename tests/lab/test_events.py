@@ -7,22 +7,27 @@ import time
 from case import REPO, LabCase, by_form, from_form
 from nodes import wait_for
 
-# Ends a domain behind dom0d's back, and tells the last moment of dom0's clock at which Xen still had it.
+# Ends a domain behind dom0d's back, and tells when that was asked for and when XenStore told that it has gone. Each wait
+# has an end, and what did not happen is told with what was running then.
 DESTROY = r"""
-xenstore-watch @releaseDomain >/tmp/released 2>&1 &
+fail() {
+  echo "$*"
+  xl list
+  ps axww -o pid,stat,wchan:20,args | grep -v '\['
+  exit 1
+}
+exec {released}< <(exec xenstore-watch @releaseDomain 2>&1)
 watcher=$!
-exec {nap}<> <(:)
-mapfile -t before </tmp/released
-until [ ${#before[@]} -gt 0 ]; do read -rt 0.05 -u $nap; mapfile -t before </tmp/released; done
+# A watch fires once as it is set.
+read -rt 60 -u $released line || fail "XenStore took no watch"
 echo "asked $EPOCHREALTIME"
-xl destroy %d &
+timeout 200 xl destroy %d &
 destroyer=$!
-until mapfile -t now </tmp/released; [ ${#now[@]} -gt ${#before[@]} ]; do read -rt 0.01 -u $nap; done
+read -rt 120 -u $released line || fail "XenStore told of no domain's going in two minutes: $line"
 echo "gone $EPOCHREALTIME"
-wait $destroyer
+wait $destroyer || fail "xl destroy ended with $?"
 kill $watcher
 """
-
 
 # A machine that is only fast enough for a glance keeps no bar on time.
 BAR_S = by_form(10, 1, 1, 1)
