@@ -32,10 +32,13 @@ impl Endpoint {
     }
 
     /// Connects, and ends within two seconds for each way there is.
-    pub(super) async fn connect(&self) -> io::Result<Box<dyn Duplex>> {
+    pub(super) async fn connect(&self) -> io::Result<Connection> {
         match self {
             Self::Socket(path) => connect_socket(path).await,
-            Self::Device(path) => Ok(Box::new(Device::open(path)?)),
+            Self::Device(path) => {
+                let stream = Box::new(Device::open(path)?);
+                Ok(Connection { stream, one_at_a_time: true })
+            }
             Self::Any(ways) => {
                 let mut first = None;
                 for way in ways {
@@ -53,19 +56,26 @@ impl Endpoint {
     }
 }
 
-async fn connect_socket(path: &Path) -> io::Result<Box<dyn Duplex>> {
+async fn connect_socket(path: &Path) -> io::Result<Connection> {
     match tokio::time::timeout(CONNECT, UnixStream::connect(path)).await {
-        Ok(stream) => Ok(Box::new(stream?)),
+        Ok(stream) => Ok(Connection { stream: Box::new(stream?), one_at_a_time: false }),
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-/// A connection.
+pub(super) struct Connection {
+    pub stream: Box<dyn Duplex>,
+    /// No request may be written before the one ahead of it is answered. The kernel's device keeps no copy of a request: a
+    /// thread of its own sends it on from the buffer that the next write fills (`xenbus_dev_request_and_reply`,
+    /// drivers/xen/xenbus/xenbus_xs.c), and xenstored then gets one request's head with another one's words.
+    pub one_at_a_time: bool,
+}
+
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// The kernel's xenbus device. It tells when there is something to read. A write (one message) is taken at once,
-/// since the kernel queues it, and readiness to write is not told at all.
+/// The kernel's xenbus device. It tells when there is something to read. A write (one message) is taken at once, and
+/// readiness to write is not told at all.
 #[derive(Debug)]
 struct Device {
     file: AsyncFd<File>,

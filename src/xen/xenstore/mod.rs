@@ -22,6 +22,8 @@
 
 mod client;
 mod codec;
+#[cfg(test)]
+mod device_tests;
 mod domains;
 mod endpoint;
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! callers left behind (watches, transactions) it holds weakly and clears away.
 
 use super::codec::{self, Decoder, Kind, Message};
-use super::endpoint::{Duplex, Endpoint};
+use super::endpoint::{Connection, Endpoint};
 use super::transaction::TransactionId;
 use super::watch::{Hint, Queue};
 use super::{Result, StoreError, WatchPath};
@@ -72,7 +72,7 @@ pub(super) struct Runner {
 }
 
 /// Why a connection ended.
-enum End {
+pub(super) enum End {
     /// Nobody is left to ask anything.
     Stopped,
     /// `answered`: it gave answers before, so that one more try at once is reasonable.
@@ -88,9 +88,9 @@ impl Runner {
         let mut back_off = FIRST_BACK_OFF;
         loop {
             let why = match self.endpoint.connect().await {
-                Ok(stream) => {
+                Ok(connection) => {
                     self.connection += 1;
-                    match Session::new(&mut self).run(stream).await {
+                    match Session::new(&mut self).run(connection).await {
                         End::Stopped => return,
                         End::Broken { why, answered: true } => {
                             tracing::warn!(%why, "the connection to XenStore broke");
@@ -169,9 +169,11 @@ impl Silence {
 }
 
 /// One connection's life.
-struct Session<'a> {
+pub(super) struct Session<'a> {
     runner: &'a mut Runner,
     pending: HashMap<u32, Pending>,
+    /// Requests that were sent whole and are not answered yet.
+    under_way: usize,
     /// Whole messages, the first perhaps sent in part.
     out: VecDeque<Bytes>,
     transactions: Vec<(u32, Weak<()>)>,
@@ -182,10 +184,11 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(runner: &'a mut Runner) -> Self {
+    pub(super) fn new(runner: &'a mut Runner) -> Self {
         Self {
             runner,
             pending: HashMap::new(),
+            under_way: 0,
             out: VecDeque::new(),
             transactions: Vec::new(),
             next_request: 1,
@@ -195,9 +198,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn run(mut self, stream: Box<dyn Duplex>) -> End {
+    pub(super) async fn run(mut self, connection: Connection) -> End {
         self.restore_watches();
-        let why = match self.serve(stream).await {
+        let why = match self.serve(connection).await {
             Ok(()) => return End::Stopped,
             Err(why) => why,
         };
@@ -214,12 +217,13 @@ impl<'a> Session<'a> {
         End::Broken { why, answered: self.answered }
     }
 
-    async fn serve(&mut self, stream: Box<dyn Duplex>) -> Result<()> {
-        let (mut read, mut write) = tokio::io::split(stream);
+    async fn serve(&mut self, connection: Connection) -> Result<()> {
+        let (mut read, mut write) = tokio::io::split(connection.stream);
         let mut decoder = Decoder::default();
         loop {
             let room = self.pending.len() < MAX_PENDING + self.restoring;
-            let first: &[u8] = self.out.front().map_or(&[], |message| message);
+            let waits = connection.one_at_a_time && self.under_way > 0;
+            let first: &[u8] = self.out.front().filter(|_| !waits).map_or(&[], |message| message);
             tokio::select! {
                 got = read.read_buf(decoder.buffer()) => {
                     if got.map_err(|_| StoreError::Lost)? == 0 {
@@ -251,6 +255,7 @@ impl<'a> Session<'a> {
         if let Some(first) = self.out.front_mut() {
             first.advance(bytes.min(first.len()));
             if first.is_empty() {
+                self.under_way += 1;
                 self.out.pop_front();
             }
         }
@@ -328,6 +333,7 @@ impl<'a> Session<'a> {
         let Some(pending) = self.pending.remove(&message.request) else {
             return Err(StoreError::Garbled("an answer to nothing we asked"));
         };
+        self.under_way = self.under_way.saturating_sub(1);
         self.silence = Silence::new();
         let answer = codec::answer(pending.kind, message);
         // Said to the caller, and the end of this connection: whatever comes next means nothing.
