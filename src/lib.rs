@@ -8,7 +8,7 @@
 //!    ctl  logging                        dom0ctl's commands (a client: knows wire, never api); the daemon's log
 //! 5  api                                 the verb table: names, typed parameters, roles -> a read, or a job
 //! 4  operation                           plans made of serialised steps, and the executor that runs each kind
-//! 3  vm  host                            the domains: pure machines and planners, and their records
+//! 3  vm  host  network                   the domains: pure machines and planners, and their records
 //! 2  job  event  wire                    the engine, the numbered events, XML-RPC over TLS
 //! 1  xen  kernel  machine                drivers: a trait per world, each with a real and a simulated body
 //! 0  model  store  config  sim           types that cannot be wrong, the store, settings, the simulated world
@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod logging;
 pub mod machine;
 pub mod model;
+pub mod network;
 pub mod operation;
 pub mod sim;
 pub mod store;

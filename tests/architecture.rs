@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["model", "store", "config", "sim"],
     &["xen", "kernel", "machine"],
     &["job", "event", "wire"],
-    &["vm", "host"],
+    &["vm", "host", "network"],
     &["operation"],
     &["api"],
     &["agent", "ctl", "logging", "main", "bin"],

@@ -1,11 +1,16 @@
-//! The contract of the toolstack, held against every body that this machine can run: the simulated world in
-//! this process (in virtual time) and behind its socket (in real time). The body for real Xen is held to the same
-//! rules in the lab, in a real dom0: `real`.
+//! The contracts of the toolstack and of the kernel, held against every body that this machine can run: the simulated
+//! world in this process (in virtual time) and behind its socket (in real time), and the real kernel in a network namespace of
+//! its own, for which the tests must run as root. The body for real Xen is held to the same rules in the lab, in a real dom0:
+//! `real`.
 
 #![allow(clippy::unwrap_used, reason = "a test: a failure shall stop it")]
 
 #[path = "contract/env.rs"]
 mod env;
+#[path = "contract/kernel.rs"]
+mod kernel;
+#[path = "contract/namespace.rs"]
+mod namespace;
 #[path = "contract/real.rs"]
 mod real;
 #[path = "contract/toolstack.rs"]
@@ -111,3 +116,49 @@ async fn simulated_traffic_of_a_domain_grows_while_it_runs_and_goes_with_it() {
     };
     traffic::traffic_of_a_domain_grows_while_it_runs_and_goes_with_it(&worlds).await;
 }
+
+macro_rules! hold_kernel_in_process {
+    ($($rule:ident,)*) => {
+        mod simulated_kernel_in_virtual_time {
+            $(#[tokio::test(start_paused = true)]
+            async fn $rule() {
+                let world = dom0d::sim::Handle::in_process(crate::options());
+                crate::kernel::$rule(&dom0d::kernel::sim::SimKernel::new(world, crate::TIMEOUT)).await;
+            })*
+        }
+    };
+}
+
+macro_rules! hold_kernel_behind_a_socket {
+    ($($rule:ident,)*) => {
+        mod simulated_kernel_behind_a_socket {
+            $(#[tokio::test]
+            async fn $rule() {
+                let dir = tempfile::tempdir().unwrap();
+                let socket = dir.path().join("world");
+                let path = socket.clone();
+                tokio::spawn(async move { dom0d::sim::process::serve(&path, crate::options()).await });
+                while !socket.exists() {
+                    tokio::task::yield_now().await;
+                }
+                let world = dom0d::sim::Handle::remote(&socket);
+                crate::kernel::$rule(&dom0d::kernel::sim::SimKernel::new(world, crate::TIMEOUT)).await;
+            })*
+        }
+    };
+}
+
+macro_rules! hold_kernel_in_a_namespace {
+    ($($rule:ident,)*) => {
+        mod real_kernel_in_a_namespace {
+            $(#[tokio::test]
+            async fn $rule() {
+                crate::kernel::$rule(&crate::namespace::fresh().kernel()).await;
+            })*
+        }
+    };
+}
+
+kernel::rules!(hold_kernel_in_process);
+kernel::rules!(hold_kernel_behind_a_socket);
+kernel::rules!(hold_kernel_in_a_namespace);

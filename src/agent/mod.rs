@@ -16,7 +16,7 @@ use crate::config::{Overrides, Settings};
 use crate::host::{certificate, password};
 use crate::job::{Engine, Options as JobOptions, Recurring};
 use crate::model::{JobId, SafePath, Secret};
-use crate::operation::{Operations, Worlds, migrate_watch, observe, plan};
+use crate::operation::{Operations, Worlds, migrate_watch, network, observe, plan};
 use crate::store::{self, FaultPoint, OpenReport, Recovered, Store};
 use crate::wire::{self, Gate, Server, ServerConfig, TlsIdentity, TlsState};
 use access::{Surroundings, gate_policy};
@@ -76,8 +76,16 @@ pub enum StartError {
 }
 
 /// Tables of desired state, repeated in the ledger.
-const LEDGER: &[(&str, u16)] =
-    &[("vm", 1), ("host", 1), ("boot", 1), ("password", 1), ("peer", 1), ("arrival", 1), ("migration", 1)];
+const LEDGER: &[(&str, u16)] = &[
+    ("vm", 1),
+    ("host", 1),
+    ("boot", 1),
+    ("password", 1),
+    ("peer", 1),
+    ("arrival", 1),
+    ("migration", 1),
+    ("network", 1),
+];
 /// Tables whose numbers must never be given twice.
 const COUNTERS: &[&str] = &["job"];
 /// Room is left for the names of files below it.
@@ -200,6 +208,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         greet(&server, &socket, first.filter(|_| start.password_file.is_none()), &settings);
     }
     tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
+    tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     Ok(Running { store: opened.store, engine, server, surroundings, stop })
 }

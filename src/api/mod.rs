@@ -18,6 +18,8 @@ mod fragments;
 mod host;
 mod job;
 mod migration;
+mod network;
+mod network_dialect;
 mod ownership;
 mod peer;
 mod power;
@@ -105,6 +107,8 @@ pub fn table() -> BTreeMap<&'static str, Verb> {
         .chain(ownership::verbs())
         .chain(vm::verbs())
         .chain(migration::verbs())
+        .chain(network::verbs())
+        .chain(network_dialect::verbs())
         .chain(peer::verbs())
         .chain(power::verbs())
         .chain(statistics::verbs())
@@ -205,6 +209,10 @@ impl Api {
                 tracing::info!(verb = verb.name, %caller, outcome, "signal");
                 answer
             }
+            Kind::Window(_, tell) => {
+                let id = self.submit(verb, params, caller, Options::default()).await?;
+                Ok(tell(self, id, end).await?.into())
+            }
             Kind::Job(_, answer) => Ok(answer(&*self.change(verb, params, caller, end).await?).into()),
         }
     }
@@ -250,7 +258,7 @@ impl Api {
 
     /// `dry`: the plan is only to be shown.
     async fn plan(&self, verb: &Verb, params: Vec<Value>, caller: &Caller, dry: bool) -> Result<Plan> {
-        let Kind::Job(planner, _) = verb.kind else {
+        let (Kind::Job(planner, _) | Kind::Window(planner, _)) = verb.kind else {
             let text = format!("{} is a {}; only changes are jobs", verb.name, verb.kind_name());
             return Err(ApiFault::new("NOT_A_JOB", text));
         };

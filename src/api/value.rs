@@ -42,6 +42,28 @@ pub fn from_json(json: &serde_json::Value) -> Value {
     }
 }
 
+/// A caller's structure for a reader of JSON; what JSON has no word for is refused.
+pub fn to_json(value: &Value) -> Result<serde_json::Value, &'static str> {
+    use serde_json::Value as Json;
+    Ok(match value {
+        Value::Nil => Json::Null,
+        Value::Bool(b) => Json::Bool(*b),
+        Value::Int(n) => Json::from(*n),
+        Value::Int64(n) => Json::from(*n),
+        Value::String(text) => Json::String(text.clone()),
+        Value::Array(list) => Json::Array(list.iter().map(to_json).collect::<Result<_, _>>()?),
+        Value::Struct(map) => {
+            let fields = map.iter().map(|(name, value)| Ok((name.clone(), to_json(value)?)));
+            Json::Object(fields.collect::<Result<_, &'static str>>()?)
+        }
+        Value::Double(_) | Value::DateTime(_) | Value::Base64(_) => {
+            return Err(
+                "holds a double, a date or binary data; allowed: strings, ints, booleans, structs, arrays, nil",
+            );
+        }
+    })
+}
+
 /// How much of a caller's parameters a job keeps, bytes.
 const SHOWN_BYTES: usize = 16 * 1024;
 

@@ -5,15 +5,19 @@ use super::Api;
 use super::arguments::{Arguments, Param};
 use super::fault::Result;
 use crate::job::JobRecord;
+use crate::model::JobId;
 use crate::operation::plan::Plan;
 use crate::vm::{Action, VmState, allowed_states};
 use crate::wire::{Answer, Caller, Role, Value};
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 /// What a read or a signal does.
 pub type Reader = for<'a> fn(&'a Api, &'a Arguments, &'a Caller) -> BoxFuture<'a, Result<Answer>>;
 /// What a change plans. Touches nothing.
 pub type Planner = for<'a> fn(&'a Api, &'a Arguments, &'a Caller) -> BoxFuture<'a, Result<Plan>>;
+/// What the caller of a change with a window is told, and when.
+pub type Windower = for<'a> fn(&'a Api, JobId, Instant) -> BoxFuture<'a, Result<Value>>;
 /// What a finished job answers its synchronous caller.
 pub type Answerer = fn(&JobRecord) -> Value;
 
@@ -23,6 +27,9 @@ pub enum Kind {
     Read(Reader),
     /// A change: planned, then run as a job.
     Job(Planner, Answerer),
+    /// A change whose caller is answered while it still waits to be confirmed: planned, run as a job, and told by the
+    /// last of these.
+    Window(Planner, Windower),
     /// Acts on a job or an event, at once.
     Signal(Reader),
     /// Carries other verbs, each of which is checked and audited as if called alone.
@@ -67,7 +74,7 @@ impl Verb {
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
             Kind::Read(_) => "read",
-            Kind::Job(..) => "job",
+            Kind::Job(..) | Kind::Window(..) => "job",
             Kind::Signal(_) | Kind::Envelope(_) => "signal",
         }
     }

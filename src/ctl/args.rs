@@ -48,6 +48,9 @@ pub enum Command {
     /// VMs on their way of which it is not settled who runs them
     #[command(subcommand)]
     Migration(MigrationCommand),
+    /// The host's network: ports, bonds, VLANs, bridges, addresses, routes
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Jobs: every change is one
     #[command(subcommand)]
     Job(JobCommand),
@@ -246,6 +249,47 @@ pub enum PeerCommand {
         #[command(flatten)]
         change: Change,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// All links, whose they are, and what differs from what is declared
+    Show,
+    /// What `apply` would do, step by step
+    Plan {
+        /// The declaration, JSON or (FILE.toml) TOML; - is standard input
+        file: PathBuf,
+    },
+    /// Change the network to what is declared: all of it, or it is rolled back
+    Apply {
+        /// The declaration, JSON or (FILE.toml) TOML; - is standard input
+        file: PathBuf,
+        /// Roll back after this many seconds unless `network confirm` is called
+        #[arg(long, value_name = "S", value_parser = clap::value_parser!(i32).range(1..=3600))]
+        confirm_within: Option<i32>,
+        /// What becomes of a change that fails
+        #[arg(long, value_name = "WHAT", value_parser = ["rollback", "keep"])]
+        on_failure: Option<String>,
+        /// Do it though it takes away the address that you came by
+        #[arg(long)]
+        may_cut_management: bool,
+    },
+    /// The change that waits for it holds from now on
+    Confirm,
+    /// Take the change under way back
+    Rollback,
+    /// Read the network, and tell how it differs from what is declared
+    Discover {
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Past changes, the newest first
+    History {
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i32).range(1..=1000))]
+        limit: i32,
+    },
+    /// Ports, bonds, VLANs, bridges and vifs as a tree
+    Diagram,
 }
 
 #[derive(Debug, Subcommand)]

@@ -115,7 +115,7 @@ fn name_of(text: &str) -> &str {
 
 fn exit_of(name: &str) -> Exit {
     match name {
-        "UNKNOWN_VERB" | "INVALID_PARAMETER" => Exit::Usage,
+        "UNKNOWN_VERB" | "INVALID_PARAMETER" | "INVALID_NETWORK" => Exit::Usage,
         "VM_EXISTS"
         | "VM_STATE"
         | "LOCKED"
@@ -123,8 +123,9 @@ fn exit_of(name: &str) -> Exit {
         | "QUEUE_FULL"
         | "IDEMPOTENCY_CONFLICT"
         | "MIGRATION_REFUSED"
-        | "MIGRATION_LIMIT" => Exit::Conflict,
-        "JOB_DEADLINE" | "JOB_STILL_RUNNING" | "TOOLSTACK_TIMEOUT" => Exit::TimedOut,
+        | "MIGRATION_LIMIT"
+        | "NETWORK_BUSY" => Exit::Conflict,
+        "JOB_DEADLINE" | "JOB_STILL_RUNNING" | "TOOLSTACK_TIMEOUT" | "NETWORK_TIMEOUT" => Exit::TimedOut,
         "REFUSED_UNSAFE" => Exit::Unsafe,
         // The daemon ends and takes no more: the same to a script as one that has ended.
         "STOPPING" => Exit::Unreachable,
@@ -148,6 +149,11 @@ fn hint_of(name: &str) -> Option<&'static str> {
         "PEER_NOT_FOUND" => "dom0ctl peer list",
         "PEER_UNREACHABLE" => "each host must be the other's peer: dom0ctl peer list there too",
         "MIGRATION_UNDECIDED" => "dom0ctl migration list; it is settled when the other host is back",
+        "INVALID_NETWORK" => "dom0ctl network show tells what there is",
+        "NETWORK_BUSY" => "dom0ctl network rollback tries it once more, and tells what stands in the way",
+        "NETWORK_FAILED" | "NETWORK_NOT_AS_ASKED" | "MANAGEMENT_LOST" | "NOT_CONFIRMED" => {
+            "it was rolled back; dom0ctl network history"
+        }
         "STORE_READ_ONLY" => "dom0ctl store check says why",
         "DISK_FULL" => "free some space in the state folder; stopping VMs still works",
         "STOPPING" => "the daemon is stopping; try again when it has started",

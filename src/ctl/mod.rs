@@ -16,6 +16,7 @@ mod error;
 mod event;
 mod host;
 mod job;
+mod network;
 mod output;
 mod peer;
 mod rpc;
@@ -105,6 +106,7 @@ async fn execute(command: Command, session: &mut Session<'_>) -> Result<(), CtlE
         Command::Certificate(command) => host::certificate(session, command).await,
         Command::Vm(command) => vm::execute(session, command).await,
         Command::Peer(command) => peer::peers(session, command).await,
+        Command::Network(command) => network::execute(session, command).await,
         Command::Migration(command) => peer::migrations(session, command).await,
         Command::Job(JobCommand::List(filter)) => job::list(session, filter).await,
         Command::Job(JobCommand::Show { id }) => job::show(session, id).await,

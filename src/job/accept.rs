@@ -6,6 +6,7 @@ use super::lock::covers;
 use super::record::{
     DIGEST_KEY, JOBS, JobRecord, JobState, KEYS, PLANS, StepRecord, StepState, StoredKey, StoredPlan,
 };
+use super::shelf;
 use crate::model::{JobId, Timestamp};
 use crate::store::{Store, StoreError, Txn};
 use std::sync::Arc;
@@ -64,11 +65,12 @@ impl Engine {
         };
         let id = self.reserve(&submission)?;
         let accepted = Instant::now();
-        let (record, plan) = self.first_record(id, submission);
+        let (record, mut plan) = self.first_record(id, submission);
         let deadline = accepted + Duration::from_millis(record.deadline.0.saturating_sub(record.created.0));
         let mut txn = if plan.essential { Txn::essential() } else { Txn::new() };
         txn.put(&JOBS, &id, &record);
-        txn.put(&PLANS, &id, &plan);
+        shelf::shelve(id, &mut plan, &mut txn);
+        txn.put(&PLANS, &id, &shelf::light(&plan));
         if let (Some(key), Some(digest)) = (&record.idempotency_key, digest) {
             txn.put(&KEYS, key.as_str(), &StoredKey { job: id, digest });
         }
@@ -179,7 +181,15 @@ impl Engine {
             progress: 0,
         };
         let outcomes = vec![None; submission.steps.len()];
-        (record, StoredPlan { steps: submission.steps, outcomes, essential: submission.options.essential })
+        (
+            record,
+            StoredPlan {
+                steps: submission.steps,
+                outcomes,
+                essential: submission.options.essential,
+                parts: Vec::new(),
+            },
+        )
     }
 }
 

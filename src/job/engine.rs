@@ -169,8 +169,9 @@ impl Engine {
     async fn load_open(&self) -> Result<(), StoreError> {
         let plans = self.0.store.scan(&PLANS, Range::all()).await?;
         let mut jobs = Vec::new();
-        for (key, plan) in plans {
+        for (key, mut plan) in plans {
             let id = JobId(number(&key));
+            super::shelf::fetch(&self.0.store, id, &mut plan).await?;
             let Some(record) = self.0.store.get(&JOBS, &id).await? else {
                 return Err(StoreError::Damaged(format!("job {id} has a plan and no record")));
             };
@@ -443,6 +444,12 @@ impl Engine {
         if let Some(open) = self.find_open(parent) {
             open.family.send_modify(change);
         }
+    }
+
+    /// Children are taken again.
+    pub(super) fn open_family(&self, open: &OpenJob) {
+        let _state = self.state();
+        open.family.send_modify(|family| family.closed = false);
     }
 
     /// No child is taken from now on.

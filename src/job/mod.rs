@@ -33,6 +33,7 @@ mod lock;
 mod record;
 mod recurring;
 mod run;
+mod shelf;
 #[cfg(test)]
 mod tests;
 

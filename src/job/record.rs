@@ -17,6 +17,9 @@ pub(super) struct StoredPlan {
     pub steps: Vec<super::PlannedStep>,
     pub outcomes: Vec<Option<serde_json::Value>>,
     pub essential: bool,
+    /// How many rows of `job_plan_part` hold each step's data; empty: all of it is here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<u32>,
 }
 
 /// Which job an idempotency key stands for, and a digest of what was asked with it.

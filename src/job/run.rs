@@ -8,7 +8,7 @@ use super::engine::{CANCELS, Engine, OpenJob, guard};
 use super::record::{
     CancelRecord, JOBS, JobFault, JobRecord, JobState, PLANS, StepRecord, StepState, StoredPlan,
 };
-use super::{Outcome, Resume, StepContext};
+use super::{Outcome, Resume, StepContext, shelf};
 use crate::model::{JobId, Timestamp};
 use crate::store::{Importance, StoreError, Txn};
 use std::sync::Arc;
@@ -61,12 +61,16 @@ impl Run {
             JobState::Undoing => self.record.fault.clone(),
             _ => self.forward().await?,
         };
-        self.end_children(fault.is_some()).await?;
+        // One that was taking back already had called its children off before; those that are open help with that.
+        self.end_children(fault.is_some() && self.record.state != JobState::Undoing).await?;
         match fault {
             None => self.end(JobState::Succeeded).await,
             Some(fault) => {
                 self.record.fault = Some(fault);
+                // What takes a step back may have children of its own: whoever called the others off does not mean them.
+                self.engine.open_family(&self.open);
                 self.backward().await?;
+                self.end_children(false).await?;
                 let cancelled = self.record.fault.as_ref().is_some_and(|f| f.name == "CANCELLED");
                 self.end(if cancelled { JobState::Cancelled } else { JobState::Failed }).await
             }
@@ -314,6 +318,7 @@ impl Run {
         }
         let id = self.record.id;
         self.pending.delete(&PLANS, &id);
+        shelf::discard(id, &self.plan, &mut self.pending);
         if self.record.cancel.is_some() {
             self.pending.delete(&CANCELS, &id);
         }
@@ -372,7 +377,7 @@ impl Run {
             let mut txn = changes.clone();
             txn.put(&JOBS, &id, &self.record);
             if plan {
-                txn.put(&PLANS, &id, &self.plan);
+                txn.put(&PLANS, &id, &shelf::light(&self.plan));
             }
             match self.engine.0.store.commit(txn).await {
                 Ok(_) => return Ok(None),

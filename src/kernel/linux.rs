@@ -1,65 +1,154 @@
-//! The real kernel, asked by getifaddrs(3): which links there are, whether they are up, their addresses; and by
-//! /proc/net/dev (proc_pid_net(5)), whose counters have 64 bits: what has passed through them.
+//! The real kernel. By getifaddrs(3): which links there are, whether they are up, their addresses; by /proc/net/dev
+//! (proc_pid_net(5)), whose counters have 64 bits: what has passed through them; by `netlink` everything that plans are
+//! about, and the changes; by `sysfs` and `ethtool` what hardware tells; by `owners` whose a link is.
 //!
-//! One call is one dump of the kernel's tables and does not wait for anything, but it is a system call all the
-//! same and runs on the blocking pool.
+//! What is read from files or by system calls of one answer does not wait for anything, but it is a system call all the same
+//! and runs on the blocking pool.
 
-use super::{Kernel, KernelError, Link, LinkTraffic};
-use crate::model::Bytes;
+use super::netlink::{Counts, DEADLINE, Netlink, RECEIVE_BUFFER, ring_on_notices};
+use super::owners::Files;
+use super::place::Place;
+use super::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic, echo, ethtool, sysfs};
+use crate::model::network::{Change, NetworkView, Owner, Refused};
+use crate::model::{Bytes, IfName};
 use async_trait::async_trait;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
-use nix::net::if_::InterfaceFlags;
+use nix::net::if_::{InterfaceFlags, if_nameindex};
 use nix::sys::socket::SockaddrStorage;
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::net::IpAddr;
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 
-const DEADLINE: Duration = Duration::from_secs(10);
 /// Links told at most.
 const MAX_LINKS: usize = 4096;
 /// A line of /proc/net/dev has some 130 bytes.
 const MAX_DEV_BYTES: u64 = 1024 * 1024;
+/// Not /proc/net, which shows the namespace of the process's first thread.
+const DEV: &str = "/proc/thread-self/net/dev";
+const SYSFS: &str = "/sys/class/net";
 
-/// The kernel of the network namespace we run in.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LinuxKernel;
+/// The kernel of one network namespace: that which we run in, or another one. Clones share the sockets.
+#[derive(Debug, Clone, Default)]
+pub struct LinuxKernel {
+    place: Place,
+    netlink: Arc<Netlink>,
+}
 
 impl LinuxKernel {
     pub fn new() -> Self {
-        Self
+        Self::default()
+    }
+
+    /// Of the namespace that is mounted at this path (`/run/netns/NAME`, `/proc/PID/ns/net`).
+    pub fn in_namespace(path: &Path) -> io::Result<Self> {
+        Ok(Self::of(Place::at(path)?))
+    }
+
+    /// Of the namespace behind this descriptor.
+    pub fn in_namespace_of(namespace: OwnedFd) -> Self {
+        Self::of(Place::Other(Arc::new(namespace)))
+    }
+
+    fn of(place: Place) -> Self {
+        Self { netlink: Arc::new(Netlink::new(place.clone())), place }
+    }
+
+    /// Does this in the handle's namespace, off the runtime's threads.
+    async fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, KernelError> {
+        let place = self.place.clone();
+        let done = tokio::task::spawn_blocking(move || place.within(work));
+        match tokio::time::timeout(DEADLINE, done).await {
+            Ok(Ok(told)) => told.map_err(|error| KernelError::Unanswered(error.to_string())),
+            Ok(Err(error)) => Err(KernelError::Unanswered(error.to_string())),
+            Err(_) => Err(KernelError::Unanswered("no answer in time".to_owned())),
+        }
+    }
+
+    fn observe_with(&self, buffer: usize, counts: Arc<Counts>) -> mpsc::Receiver<Changed> {
+        let (bell, heard) = mpsc::channel(1);
+        ring_on_notices(&self.place, bell, buffer, counts);
+        heard
     }
 }
 
 #[async_trait]
 impl Kernel for LinuxKernel {
     async fn links(&self) -> Result<Vec<Link>, KernelError> {
-        ask(|| {
-            let addresses = getifaddrs().map_err(|errno| KernelError(errno.desc().to_owned()))?;
-            Ok(gather(addresses))
-        })
-        .await
+        self.within(|| Ok(gather(getifaddrs()?))).await
     }
 
     async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError> {
-        ask(|| {
+        self.within(|| {
             let mut text = String::new();
-            let read = std::fs::File::open("/proc/net/dev")
-                .and_then(|file| file.take(MAX_DEV_BYTES).read_to_string(&mut text));
-            read.map_err(|error| KernelError(error.to_string()))?;
+            std::fs::File::open(DEV)?.take(MAX_DEV_BYTES).read_to_string(&mut text)?;
             Ok(traffic(&text))
         })
         .await
     }
-}
 
-async fn ask<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, KernelError> + Send + 'static,
-) -> Result<T, KernelError> {
-    match tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(work)).await {
-        Ok(Ok(told)) => told,
-        Ok(Err(error)) => Err(KernelError(error.to_string())),
-        Err(_) => Err(KernelError("no answer in time".to_owned())),
+    async fn network(&self) -> Result<NetworkView, KernelError> {
+        self.netlink.network().await
+    }
+
+    /// Of a link in another namespace only what its driver tells: sysfs shows the namespace it was mounted in.
+    async fn facts(&self, link: &IfName) -> Result<LinkFacts, KernelError> {
+        let (link, is_own) = (link.clone(), self.place.is_own());
+        let told = self.within(move || {
+            if nix::net::if_::if_nametoindex(link.as_str()).is_err() {
+                return Ok(None);
+            }
+            let found = if is_own { sysfs::facts(Path::new(SYSFS), &link) } else { None };
+            let mut facts = found.unwrap_or_default();
+            ethtool::add_to(&mut facts, &link)?;
+            Ok(Some(facts))
+        });
+        told.await?.ok_or(KernelError::Refused(Refused::NoSuchLink))
+    }
+
+    /// The services of the host configure the host's own namespace.
+    async fn owners(&self) -> Result<BTreeMap<IfName, Owner>, KernelError> {
+        if !self.place.is_own() {
+            return Ok(BTreeMap::new());
+        }
+        self.within(|| {
+            let all = if_nameindex()?;
+            let named = |link: &nix::net::if_::Interface| {
+                Some((link.index(), IfName::parse(link.name().to_str().ok()?).ok()?))
+            };
+            Ok(Files::default().owners(&all.iter().take(MAX_LINKS).filter_map(named).collect()))
+        })
+        .await
+    }
+
+    async fn change(&self, change: &Change) -> Result<(), KernelError> {
+        self.netlink.change(change).await
+    }
+
+    async fn reaches(&self, address: IpAddr) -> Result<bool, KernelError> {
+        self.netlink.reaches(address).await
+    }
+
+    async fn connects(&self, address: SocketAddr, patience: Duration) -> bool {
+        let place = self.place.clone();
+        let asked =
+            tokio::task::spawn_blocking(move || place.within(|| Ok(echo::connects(address, patience))));
+        asked.await.is_ok_and(|told| told.unwrap_or(false))
+    }
+
+    async fn ping(&self, address: IpAddr) -> bool {
+        self.within(move || Ok(echo::ping(address))).await.unwrap_or(false)
+    }
+
+    fn observe(&self) -> mpsc::Receiver<Changed> {
+        self.observe_with(RECEIVE_BUFFER, Arc::default())
     }
 }
 
@@ -129,6 +218,9 @@ fn prefix_length(mask: IpAddr) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::network::Kind;
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn the_loopback_link_is_told_with_its_address_and_without_a_mac() {
@@ -169,5 +261,78 @@ mod tests {
         let told: Vec<_> =
             told.iter().map(|link| (link.name.as_str(), link.received.0, link.sent.0)).collect();
         assert_eq!(told, [("lo", 0, 0), ("vif2.0", 99_999_999_999, 9567)]);
+    }
+
+    /// A namespace of a test's own; its thread ends, and leaves this one where it is.
+    fn fresh_namespace() -> LinuxKernel {
+        let made = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("these tests make network namespaces: run them as root");
+            OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").unwrap())
+        });
+        LinuxKernel::in_namespace_of(made.join().unwrap())
+    }
+
+    async fn bridge(kernel: &LinuxKernel) {
+        let kind = Kind::Bridge(crate::model::network::Bridge::default());
+        let made = Change::Create { link: "b0".parse().unwrap(), kind, mac: None, mtu: None };
+        kernel.change(&made).await.unwrap();
+    }
+
+    /// Switched on and off so often: each is a notice, or some.
+    async fn storm(kernel: &LinuxKernel, times: usize) {
+        for n in 0..times {
+            kernel.change(&Change::SetUp { link: "b0".parse().unwrap(), up: n % 2 == 0 }).await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_storm_of_notices_leaves_one_bell_waiting() {
+        let kernel = fresh_namespace();
+        bridge(&kernel).await;
+        let counts = Arc::new(Counts::default());
+        let mut bell = kernel.observe_with(RECEIVE_BUFFER, counts.clone());
+        bell.recv().await.unwrap();
+        let began = tokio::time::Instant::now();
+        while counts.notices.load(Ordering::Relaxed) < 17_000 {
+            storm(&kernel, 100).await;
+            assert!(began.elapsed() < Duration::from_secs(120), "{counts:?}");
+        }
+        // It waits although nobody has heard one since: of 17,000 one is left, whether some were lost or not.
+        assert_eq!(bell.len(), 1);
+        bell.recv().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn notices_that_the_kernel_lost_for_want_of_room_ring_too() {
+        let kernel = fresh_namespace();
+        bridge(&kernel).await;
+        let counts = Arc::new(Counts::default());
+        // The least that the kernel gives: some two notices.
+        let mut bell = kernel.observe_with(1, counts.clone());
+        bell.recv().await.unwrap();
+        let began = tokio::time::Instant::now();
+        while counts.overruns.load(Ordering::Relaxed) == 0 {
+            while bell.try_recv().is_ok() {}
+            storm(&kernel, 50).await;
+            assert!(began.elapsed() < Duration::from_secs(120), "{counts:?}");
+        }
+        bell.recv().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_ended_is_opened_anew() {
+        let kernel = fresh_namespace();
+        assert_eq!(kernel.network().await.unwrap().links.len(), 1);
+        kernel.netlink.close().await;
+        assert_eq!(kernel.network().await.unwrap().links.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_cannot_be_entered_is_an_error() {
+        assert!(LinuxKernel::in_namespace(Path::new("/run/netns/no-such")).is_err());
+        let kernel = LinuxKernel::in_namespace(Path::new("/proc/self/status")).unwrap();
+        assert!(matches!(kernel.network().await, Err(KernelError::Unanswered(_))));
+        assert!(matches!(kernel.links().await, Err(KernelError::Unanswered(_))));
     }
 }

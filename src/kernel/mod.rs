@@ -1,13 +1,28 @@
-//! The kernel's view of the network, as one trait: links and their addresses. (Changes come with the network
-//! floor.) `linux` asks the kernel, `sim` the simulated world.
+//! The kernel's network, as one trait: what there is ([`NetworkView`]), what passes, whose it is, what the hardware tells,
+//! and one change at a time. `linux` speaks netlink, sysfs and ethtool in the network namespace we run in (or in another
+//! one, by a handle), `sim` to the simulated world. Both pass one contract (`tests/contract`).
+//!
+//! It plans nothing and undoes nothing: that is the matter of `network` and `operation`.
 
+mod echo;
+mod ethtool;
 pub mod linux;
+mod netlink;
+mod owners;
+mod place;
 pub mod sim;
+mod sysfs;
 
-use crate::model::Bytes;
+pub use crate::model::network::{Changed, LinkFacts};
+
+use crate::model::network::{Change, NetworkView, Owner, Refused};
+use crate::model::{Bytes, IfName};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// A link with its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +45,17 @@ pub struct LinkTraffic {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-#[error("the kernel did not answer: {0}")]
-pub struct KernelError(pub String);
+pub enum KernelError {
+    /// It did not do the change, and said why.
+    #[error("{0}")]
+    Refused(Refused),
+    /// It did not answer, or not in time: what was asked may have been done.
+    #[error("the kernel did not answer: {0}")]
+    Unanswered(String),
+}
+
+/// An echo that comes later than this has not come.
+pub const PING: Duration = Duration::from_secs(3);
 
 #[async_trait]
 pub trait Kernel: Send + Sync + 'static {
@@ -39,4 +63,22 @@ pub trait Kernel: Send + Sync + 'static {
     async fn links(&self) -> Result<Vec<Link>, KernelError>;
     /// Of all links, by name.
     async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError>;
+    /// Everything, as one reading.
+    async fn network(&self) -> Result<NetworkView, KernelError>;
+    /// What the hardware of a link tells.
+    async fn facts(&self, link: &IfName) -> Result<LinkFacts, KernelError>;
+    /// The links that another service of the host configures.
+    async fn owners(&self) -> Result<BTreeMap<IfName, Owner>, KernelError>;
+    /// One change.
+    async fn change(&self, change: &Change) -> Result<(), KernelError>;
+    /// Whether packets to this address can leave the host and be answered: a route exists, and the next hop answers (its
+    /// neighbour entry resolves). The caller's own address is always reached.
+    async fn reaches(&self, address: IpAddr) -> Result<bool, KernelError>;
+    /// Whether a TCP connection to this address is taken in time. It is closed at once.
+    async fn connects(&self, address: SocketAddr, patience: Duration) -> bool;
+    /// Whether this address answers an ICMP echo within [`PING`].
+    async fn ping(&self, address: IpAddr) -> bool;
+    /// A bell that rings after every change of links, addresses and routes, whoever made it. One that was late or lost
+    /// some rings too: who hears it reads again.
+    fn observe(&self) -> mpsc::Receiver<Changed>;
 }

@@ -6,6 +6,7 @@
 
 mod id;
 mod name;
+pub mod network;
 mod observers;
 mod secret;
 mod size;
@@ -43,6 +44,23 @@ pub fn excerpt(text: &str) -> String {
     format!("{short:?}")
 }
 
+/// The text in pieces of at most so many bytes (at least 4, the longest character), in order.
+pub fn pieces(text: &str, bytes: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut end = rest.len().min(bytes.max(4));
+        while !rest.is_char_boundary(end) {
+            end -= 1;
+        }
+        let (piece, left) = rest.split_at(end);
+        rest = left;
+        Some(piece)
+    })
+}
+
 /// Implements `Display`, `FromStr`, and serde by way of the text form, for a type with `parse` and `as_str`.
 macro_rules! text_type {
     ($type:ty) => {
@@ -71,3 +89,19 @@ macro_rules! text_type {
     };
 }
 pub(crate) use text_type;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_joined_are_the_text_and_none_is_longer_than_was_said() {
+        for text in ["", "a", "abcdefgh", "ééééé", "a😀b😀c"] {
+            for bytes in [0, 4, 5, 100] {
+                let all: Vec<&str> = pieces(text, bytes).collect();
+                assert_eq!(all.concat(), text);
+                assert!(all.iter().all(|piece| !piece.is_empty() && piece.len() <= bytes.max(4)), "{all:?}");
+            }
+        }
+    }
+}

@@ -384,7 +384,7 @@ impl Operations {
 
     /// Runs a job that is no child of this one, since this one holds no locks, and waits for its end. A cancel of
     /// this one leaves that one alone.
-    async fn run_beside(
+    pub(super) async fn run_beside(
         &self,
         submission: crate::job::Submission,
         context: &StepContext,

@@ -20,7 +20,13 @@ fn is_refusal(fault: &JobFault) -> bool {
     fault.no_effect
         && matches!(
             fault.name.as_str(),
-            "VM_STATE" | "VM_EXISTS" | "CONFLICT" | "MIGRATION_REFUSED" | "MIGRATION_LIMIT"
+            "VM_STATE"
+                | "VM_EXISTS"
+                | "CONFLICT"
+                | "MIGRATION_REFUSED"
+                | "MIGRATION_LIMIT"
+                | "INVALID_NETWORK"
+                | "NETWORK_BUSY"
         )
 }
 
@@ -79,6 +85,15 @@ impl Executor for Operations {
             Step::DropArrival { id } => self.drop_arrival(id, context).await,
             Step::PutPeer { peer } => self.put_peer(peer, context),
             Step::RemovePeer { address } => self.remove_peer(&address, context),
+            Step::NetworkSnapshot { want, options, caller } => {
+                self.network_snapshot(&want, options, caller, context).await
+            }
+            Step::NetworkApply {} => self.network_apply(context).await,
+            Step::NetworkConfirm { .. } => self.network_confirm_step(context).await,
+            Step::NetworkKeep { answer } => self.network_keep(answer, context).await,
+            Step::NetworkRestore {} => self.network_restore(context).await,
+            Step::NetworkAtBoot { boot_id } => self.network_at_boot(&boot_id, context).await,
+            Step::NetworkDiscover { event, of } => self.network_discover(event, of, context).await,
             Step::RemoveLeftFiles {} => self.remove_left_files(context).await,
             Step::RemoveFile { file } => self.remove_file(&file).await,
             other => self.run_host_step(other, context).await,
@@ -103,6 +118,7 @@ impl Executor for Operations {
             Step::Hotplug { vm, change } => self.hotplug(vm, &change.inverse()).await,
             Step::SendDomain { going, .. } => self.settle_migration(&going, context).await,
             Step::ReceiveDomain { document, .. } => self.undo_receive(&document).await,
+            Step::NetworkApply {} => self.undo_network(context).await,
             // The plan says of every other step that it cannot be undone.
             _ => Ok(Outcome::done()),
         }

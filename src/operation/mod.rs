@@ -16,6 +16,7 @@ pub mod migrate_in;
 pub mod migrate_out;
 mod migrate_stream;
 pub mod migrate_watch;
+pub mod network;
 pub mod observe;
 pub mod peers;
 pub mod plan;
@@ -31,7 +32,7 @@ use crate::job::{Engine, Options, Submission};
 use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::machine::files::Files;
-use crate::model::{SafePath, VmId};
+use crate::model::{JobId, SafePath, VmId};
 use crate::store::{Store, StoreError, Txn};
 use crate::vm::migration::ARRIVALS;
 use crate::vm::{Registry, VMS};
@@ -116,6 +117,10 @@ pub struct Operations {
     found: RwLock<Option<Arc<adoption::Found>>>,
     /// Where saved memory and core dumps lie.
     state_dir: SafePath,
+    /// Somebody confirmed a change of the network.
+    network_word: tokio::sync::Notify,
+    /// The change whose time to be confirmed is over. Held by whoever decides whether it is.
+    network_late: tokio::sync::Mutex<Option<JobId>>,
     /// Rises with every observation, so that a step that waits for the world looks again.
     pub(crate) world_changes: watch::Sender<u64>,
 }
@@ -170,6 +175,8 @@ impl Operations {
             boot: RwLock::new(boot),
             found: RwLock::default(),
             state_dir,
+            network_word: tokio::sync::Notify::new(),
+            network_late: tokio::sync::Mutex::default(),
             world_changes: watch::Sender::new(0),
         }))
     }

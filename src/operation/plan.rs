@@ -29,13 +29,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn new(about: impl Into<String>, locks: Vec<LockWant>, steps: Vec<Step>) -> Self {
+    pub(super) fn new(about: impl Into<String>, locks: Vec<LockWant>, steps: Vec<Step>) -> Self {
         let waits_s = steps.iter().map(Step::waits_s).sum();
         let steps = steps.into_iter().map(Step::planned).collect();
         Self { about: about.into(), locks, steps, essential: false, waits_s }
     }
 
-    fn essential(mut self) -> Self {
+    pub(super) fn essential(mut self) -> Self {
         self.essential = true;
         self
     }
@@ -345,7 +345,11 @@ pub fn power(off: bool, boot_id: String) -> Plan {
 /// The host has booted anew. Without a lock, since it may take hours: what it does is done by jobs of their own.
 pub fn host_boot(boot_id: &str, waits_s: u64) -> Plan {
     let boot_id = boot_id.to_owned();
-    let steps = vec![Step::TakeBoot { boot_id: boot_id.clone() }, Step::Autostart { boot_id }];
+    let steps = vec![
+        Step::TakeBoot { boot_id: boot_id.clone() },
+        Step::NetworkAtBoot { boot_id: boot_id.clone() },
+        Step::Autostart { boot_id },
+    ];
     let plan = Plan::new("see to the VMs after the host's boot", vec![], steps).essential();
     Plan { waits_s, ..plan }
 }

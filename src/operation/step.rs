@@ -2,14 +2,16 @@
 
 use super::migrate_in::Document;
 use super::migrate_out::Going;
+use super::network::{Options as NetworkOptions, Want};
 use crate::host::record::HostRecord;
 use crate::host::{Peer, PeerAddress};
 use crate::job::{PlannedStep, Resume};
-use crate::model::{MiB, MigrationId, SafePath, VmId};
+use crate::model::{EventNumber, JobId, MiB, MigrationId, SafePath, VmId};
 use crate::vm::{Action, Autostart, VmRecord};
 use crate::xen::Trigger;
 use crate::xen::config::{Disk, Vif};
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
@@ -238,6 +240,30 @@ pub enum Step {
     Autostart {
         boot_id: String,
     },
+    // A change of the network: see `network`. `caller`: who must stay reachable.
+    NetworkSnapshot {
+        want: Want,
+        options: NetworkOptions,
+        caller: Option<IpAddr>,
+    },
+    NetworkApply {},
+    NetworkConfirm {
+        within_s: u64,
+    },
+    /// `answer`: what the caller is told, in words of its own.
+    NetworkKeep {
+        answer: Option<String>,
+    },
+    NetworkRestore {},
+    /// After the host's boot, before VMs start.
+    NetworkAtBoot {
+        boot_id: String,
+    },
+    /// `event`: acknowledged when it ends; `of`: the change that failed.
+    NetworkDiscover {
+        event: Option<EventNumber>,
+        of: Option<JobId>,
+    },
     // The agent itself.
     Sleep {
         ms: u64,
@@ -310,6 +336,7 @@ impl Step {
             Self::ShutdownDomain { timeout_s, .. } | Self::AskReboot { timeout_s, .. } => *timeout_s,
             Self::SendDomain { limit_s, .. } | Self::ReceiveDomain { limit_s, .. } => *limit_s,
             Self::Sleep { ms } => ms.div_ceil(1000),
+            Self::NetworkConfirm { within_s } => *within_s,
             _ => 0,
         }
     }
@@ -318,6 +345,8 @@ impl Step {
     fn resume(&self) -> Resume {
         match self {
             Self::Sysrq { .. } | Self::Trigger { .. } => Resume::Undo,
+            // Who asked may have been cut off by the very step that the agent died in.
+            Self::NetworkApply {} => Resume::Undo,
             _ => Resume::Redo,
         }
     }
@@ -349,6 +378,13 @@ impl Step {
             Self::ReceiveDomain { .. } => (true, true, 90),
             Self::PutPeer { .. } | Self::RemovePeer { .. } => (false, false, 1),
             Self::SetPassword { .. } | Self::RenewCertificate { .. } => (true, false, 1),
+            Self::NetworkApply {} => (true, true, 50),
+            Self::NetworkRestore {} => (true, false, 50),
+            Self::NetworkSnapshot { .. } | Self::NetworkKeep { .. } | Self::NetworkConfirm { .. } => {
+                (false, false, 1)
+            }
+            Self::NetworkDiscover { .. } => (false, false, 1),
+            Self::NetworkAtBoot { .. } => (false, false, 10),
             _ => (true, false, 5),
         }
     }
@@ -466,6 +502,24 @@ impl Step {
             ),
             Self::Autostart { .. } => {
                 ("autostart", "start the VMs that are to run after a boot, in their order".to_owned())
+            }
+            Self::NetworkSnapshot { .. } => {
+                ("snapshot", "plan the change, and write down what the network is".to_owned())
+            }
+            Self::NetworkApply {} => {
+                ("apply", "change the network, and look whether it is as asked".to_owned())
+            }
+            Self::NetworkConfirm { within_s: 0 } => ("confirm", "no word is waited for".to_owned()),
+            Self::NetworkConfirm { within_s } => {
+                ("confirm", format!("wait for network_confirm, {within_s} s from the snapshot"))
+            }
+            Self::NetworkKeep { .. } => ("keep", "write down that this holds from now on".to_owned()),
+            Self::NetworkRestore {} => ("restore", "bring back what is declared".to_owned()),
+            Self::NetworkAtBoot { .. } => {
+                ("network", "bring the network to what is declared, before VMs start".to_owned())
+            }
+            Self::NetworkDiscover { .. } => {
+                ("discover", "look at the network, and tell what is there".to_owned())
             }
             Self::Sleep { ms } => ("sleep", format!("wait {ms} ms")),
             Self::Discover {} => ("discover", "look at all domains and make the record true".to_owned()),

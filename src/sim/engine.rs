@@ -4,7 +4,9 @@
 //! step of the machine's clock does not. A task of the engine wakes at the world's next event and ends when the
 //! engine is dropped. The lock around the world is held for one request and never across an await.
 
+use super::bell::Bell;
 use super::{Answer, Fate, Image, Observation, Options, Request, Result, World, WorldError, image};
+use crate::model::network::Changed;
 use crate::model::{Observers, Timestamp};
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,6 +22,7 @@ pub struct Engine {
     started: Instant,
     started_at: Timestamp,
     observers: Observers<u32>,
+    network_bell: Bell<Changed>,
     /// The next event may be another one now (or the engine is gone).
     changed: Arc<Notify>,
     runtime: tokio::runtime::Handle,
@@ -47,6 +50,7 @@ impl Engine {
             started: Instant::now(),
             started_at,
             observers: Observers::default(),
+            network_bell: Bell::default(),
             changed: Arc::new(Notify::new()),
             runtime: tokio::runtime::Handle::current(),
             on_their_way: Mutex::default(),
@@ -63,17 +67,26 @@ impl Engine {
 
     /// Works on the world as it is now, tells what was observed, and has the next event looked up anew.
     fn with_world<T>(&self, work: impl FnOnce(&mut World, Timestamp) -> (T, Vec<Observation>)) -> T {
-        let (result, observed) = {
+        let (result, observed, rang) = {
             let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
-            work(&mut world, self.now())
+            let before = world.network_version();
+            let (result, observed) = work(&mut world, self.now());
+            (result, observed, world.network_version() != before)
         };
         observed.into_iter().for_each(|one| self.observers.tell(one));
+        if rang {
+            self.network_bell.ring(Changed);
+        }
         self.changed.notify_one();
         result
     }
 
     pub(super) fn observe<T: From<Observation> + Send + 'static>(&self) -> tokio::sync::mpsc::Receiver<T> {
         self.observers.observe(&self.runtime)
+    }
+
+    pub(super) fn observe_network(&self) -> tokio::sync::mpsc::Receiver<Changed> {
+        self.network_bell.listen()
     }
 
     /// A number for one more client.
@@ -226,11 +239,16 @@ impl Engine {
     /// Lets happen what is due, and answers when the next thing is. Unlike [`Engine::with_world`] it does not
     /// wake the task that calls it.
     fn with_world_quietly(&self) -> Option<Timestamp> {
-        let (observed, next) = {
+        let (observed, next, rang) = {
             let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
-            (world.advance(self.now()), world.next_event_at())
+            let before = world.network_version();
+            let observed = world.advance(self.now());
+            (observed, world.next_event_at(), world.network_version() != before)
         };
         observed.into_iter().for_each(|one| self.observers.tell(one));
+        if rang {
+            self.network_bell.ring(Changed);
+        }
         next
     }
 }

@@ -17,8 +17,13 @@ pub(super) struct ToWorld {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromWorld {
-    Answer { id: u64, result: Result<Answer> },
+    Answer {
+        id: u64,
+        result: Result<Answer>,
+    },
     Observation(Observation),
+    /// Links, addresses or routes have changed.
+    NetworkChanged,
 }
 
 pub(super) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {

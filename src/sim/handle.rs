@@ -5,7 +5,9 @@ use super::remote::Remote;
 use super::{
     Answer, Audit, Behaviour, Engine, Observation, Options, Reason, Request, Result, Rule, WorldError,
 };
-use crate::model::VmId;
+use crate::model::network::{Change, Changed, LinkFacts, Owner};
+use crate::model::{IfName, VmId};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +84,14 @@ impl Handle {
         }
     }
 
+    /// Rings after each change of links, addresses and routes, whoever made it, and on each new connection.
+    pub fn observe_network(&self) -> mpsc::Receiver<Changed> {
+        match &self.0 {
+            Way::InProcess(engine, _) => engine.observe_network(),
+            Way::Remote(remote) => remote.observe_network(),
+        }
+    }
+
     async fn control(&self, request: Request) -> Result<()> {
         self.call(request, CONTROL_TIMEOUT).await.map(|_| ())
     }
@@ -99,6 +109,30 @@ impl Handle {
     /// Whether the machine is set up to run the `xendomains` service.
     pub async fn set_xendomains(&self, enabled: bool) -> Result<()> {
         self.control(Request::SetXendomains { enabled }).await
+    }
+
+    /// The cable of a port of hardware.
+    pub async fn plug_cable(&self, link: &IfName, plugged: bool) -> Result<()> {
+        self.control(Request::PlugCable { link: link.clone(), plugged }).await
+    }
+
+    /// Another service of the host configures this link, or none does.
+    pub async fn set_link_owner(&self, link: &IfName, owner: Option<Owner>) -> Result<()> {
+        self.control(Request::SetLinkOwner { link: link.clone(), owner }).await
+    }
+
+    pub async fn set_link_facts(&self, link: &IfName, facts: LinkFacts) -> Result<()> {
+        self.control(Request::SetLinkFacts { link: link.clone(), facts: Box::new(facts) }).await
+    }
+
+    /// An address beyond the cables that does not answer, or answers again.
+    pub async fn set_silent(&self, address: IpAddr, silent: bool) -> Result<()> {
+        self.control(Request::SetSilent { address, silent }).await
+    }
+
+    /// Somebody else changes the network.
+    pub async fn change_from_outside(&self, change: Change) -> Result<()> {
+        self.control(Request::ChangeFromOutside { change }).await
     }
 
     pub async fn add_rule(&self, rule: Rule) -> Result<()> {

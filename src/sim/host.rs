@@ -1,10 +1,10 @@
-//! The made-up machine under the world: its clock, zone, NTP, power, log and links. What never changes about
+//! The made-up machine under the world: its clock, zone, NTP, power and log. What never changes about
 //! it (names of its maker, its processors' flags) is the driver's to make up, not kept here.
 
 use crate::model::{MiB, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// From asking for a reboot or power-off to its happening: the answer goes out first.
 const POWER_DELAY_MS: u64 = 200;
@@ -164,29 +164,6 @@ impl Host {
             lines.push(line);
         }
         lines.into_iter().rev().collect()
-    }
-
-    /// The links that are there without any domain. The addresses are of TEST-NET-1 (RFC 5737), which nobody
-    /// routes.
-    pub(super) fn links() -> Vec<Link> {
-        let mac = Some("02:00:00:00:00:01".to_owned());
-        vec![
-            Link { name: "eth0".to_owned(), mac: mac.clone(), up: true, loopback: false, addresses: vec![] },
-            Link {
-                name: "lo".to_owned(),
-                mac: Some("00:00:00:00:00:00".to_owned()),
-                up: true,
-                loopback: true,
-                addresses: vec![(IpAddr::V4(Ipv4Addr::LOCALHOST), 8), (IpAddr::V6(Ipv6Addr::LOCALHOST), 128)],
-            },
-            Link {
-                name: "xenbr0".to_owned(),
-                mac,
-                up: true,
-                loopback: false,
-                addresses: vec![(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)), 24)],
-            },
-        ]
     }
 }
 

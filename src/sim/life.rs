@@ -92,6 +92,7 @@ impl World {
         self.by_vm.entry(vm).or_default().push(domid);
         self.audit.note_begun(vm);
         self.note_running(vm);
+        self.show_vifs(domid);
         self.note(now, Some(vm), Some(domid), what);
         self.observed.push(Observation::At(domid));
     }
@@ -319,6 +320,7 @@ impl World {
                 self.by_vm.remove(&vm);
             }
         }
+        self.show_vifs(domid);
         self.note(now, Some(vm), Some(domid), what);
         self.observed.push(Observation::At(domid));
     }
@@ -330,6 +332,7 @@ impl World {
         }
         // A new Xen counts domids from 1 again.
         self.next_domid = 1;
+        self.network.reboot();
         if change == PowerChange::Reboot {
             self.audit.host_reboots += 1;
             self.started = now;

@@ -20,6 +20,7 @@
 
 mod audit;
 mod behaviour;
+mod bell;
 mod domain;
 mod engine;
 mod frame;
@@ -27,6 +28,7 @@ mod handle;
 mod host;
 mod image;
 mod life;
+mod network;
 pub mod process;
 mod remote;
 mod request;

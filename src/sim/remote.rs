@@ -5,9 +5,11 @@
 //! again: at once, then after growing pauses. While it pauses, calls fail at once instead of waiting. On each
 //! new connection the world first says to look at everything.
 
+use super::bell::Bell;
 use super::frame::{self, FromWorld, ToWorld};
 use super::{Answer, Observation, Request, Result, WorldError};
 use crate::model::Observers;
+use crate::model::network::Changed;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +33,7 @@ struct Call {
 pub(super) struct Remote {
     calls: mpsc::Sender<Call>,
     observers: Arc<Observers<u32>>,
+    network_bell: Arc<Bell<Changed>>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -38,8 +41,10 @@ impl Remote {
     pub(super) fn start(socket: PathBuf) -> Self {
         let (calls, queue) = mpsc::channel(QUEUE);
         let observers: Arc<Observers<u32>> = Arc::default();
-        tokio::spawn(stay_connected(socket, queue, observers.clone()));
-        Self { calls, observers, runtime: tokio::runtime::Handle::current() }
+        let network_bell: Arc<Bell<Changed>> = Arc::default();
+        let hearing = Hearing { observers: observers.clone(), network_bell: network_bell.clone() };
+        tokio::spawn(stay_connected(socket, queue, hearing));
+        Self { calls, observers, network_bell, runtime: tokio::runtime::Handle::current() }
     }
 
     pub(super) async fn call(&self, request: Request) -> Result<Answer> {
@@ -53,6 +58,16 @@ impl Remote {
     pub(super) fn observe<T: From<Observation> + Send + 'static>(&self) -> mpsc::Receiver<T> {
         self.observers.observe(&self.runtime)
     }
+
+    pub(super) fn observe_network(&self) -> mpsc::Receiver<Changed> {
+        self.network_bell.listen()
+    }
+}
+
+/// Who is told what the world says by itself.
+struct Hearing {
+    observers: Arc<Observers<u32>>,
+    network_bell: Arc<Bell<Changed>>,
 }
 
 fn unreachable(why: &str) -> WorldError {
@@ -60,14 +75,14 @@ fn unreachable(why: &str) -> WorldError {
 }
 
 /// Ends when the last [`Remote`] is dropped.
-async fn stay_connected(socket: PathBuf, mut queue: mpsc::Receiver<Call>, observers: Arc<Observers<u32>>) {
+async fn stay_connected(socket: PathBuf, mut queue: mpsc::Receiver<Call>, hearing: Hearing) {
     let mut pause = FIRST_PAUSE;
     loop {
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&socket)).await;
         match connecting.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(stream) => {
                 pause = FIRST_PAUSE;
-                match converse(stream, &mut queue, &observers).await {
+                match converse(stream, &mut queue, &hearing).await {
                     Ended::NobodyAsks => return,
                     Ended::Lost(why) => tracing::debug!(%why, "connection to the simulated world lost"),
                 }
@@ -102,7 +117,7 @@ enum Ended {
 type Waiting = Mutex<HashMap<u64, oneshot::Sender<Result<Answer>>>>;
 
 /// Dropping `waiting` at the end tells every waiting call that the connection broke.
-async fn converse(stream: UnixStream, queue: &mut mpsc::Receiver<Call>, observers: &Observers<u32>) -> Ended {
+async fn converse(stream: UnixStream, queue: &mut mpsc::Receiver<Call>, hearing: &Hearing) -> Ended {
     let (read, mut write) = stream.into_split();
     let waiting: Waiting = Mutex::default();
     let sending = async {
@@ -131,15 +146,11 @@ async fn converse(stream: UnixStream, queue: &mut mpsc::Receiver<Call>, observer
     };
     tokio::select! {
         ended = sending => ended,
-        error = receive(read, &waiting, observers) => Ended::Lost(error),
+        error = receive(read, &waiting, hearing) => Ended::Lost(error),
     }
 }
 
-async fn receive(
-    read: impl AsyncRead + Unpin,
-    waiting: &Waiting,
-    observers: &Observers<u32>,
-) -> std::io::Error {
+async fn receive(read: impl AsyncRead + Unpin, waiting: &Waiting, hearing: &Hearing) -> std::io::Error {
     let mut read = BufReader::new(read);
     loop {
         match frame::read::<FromWorld>(&mut read).await {
@@ -149,7 +160,8 @@ async fn receive(
                     drop(answer.send(result));
                 }
             }
-            Ok(FromWorld::Observation(observation)) => observers.tell(observation),
+            Ok(FromWorld::Observation(observation)) => hearing.observers.tell(observation),
+            Ok(FromWorld::NetworkChanged) => hearing.network_bell.ring(Changed),
             Err(error) => return error,
         }
     }

@@ -1,10 +1,12 @@
 //! What may be asked of the world, and what it answers: the words of its protocol (JSON on the socket).
 
 use super::{Audit, Behaviour, HostView, Link, Ntp, Rule, Zone};
-use crate::model::{Hint, KiB, MiB, SafePath, Timestamp, VmId, VmName};
+use crate::model::network::{Change, LinkFacts, NetworkView, Owner, Refused};
+use crate::model::{Hint, IfName, KiB, MiB, SafePath, Timestamp, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 /// What a domain is built from. Only what the world counts is typed; the rest comes back as it was given.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -137,6 +139,9 @@ pub enum WorldError {
     BadState(String),
     #[error("{0}")]
     Failed(String),
+    /// The kernel does not do that.
+    #[error("{0}")]
+    Refused(Refused),
     #[error("no answer in time")]
     Timeout,
     #[error("the simulated world cannot be reached: {0}")]
@@ -294,6 +299,17 @@ pub enum Request {
     HostPowerOff,
     Links,
     LinkTraffic,
+    Network,
+    ChangeNetwork {
+        change: Change,
+    },
+    LinkFacts {
+        link: IfName,
+    },
+    LinkOwners,
+    Reaches {
+        address: IpAddr,
+    },
     DiskTraffic {
         domid: u32,
     },
@@ -319,6 +335,29 @@ pub enum Request {
     /// What was sent to the guest (`SendToGuest`).
     GuestStore {
         domid: u32,
+    },
+    /// Of a port of hardware.
+    PlugCable {
+        link: IfName,
+        plugged: bool,
+    },
+    /// Another service of the host configures this link, or none does.
+    SetLinkOwner {
+        link: IfName,
+        owner: Option<Owner>,
+    },
+    SetLinkFacts {
+        link: IfName,
+        facts: Box<LinkFacts>,
+    },
+    /// An address beyond the cables that does not answer, or answers again.
+    SetSilent {
+        address: IpAddr,
+        silent: bool,
+    },
+    /// Somebody else changes the network.
+    ChangeFromOutside {
+        change: Change,
     },
     AddRule {
         rule: Rule,
@@ -375,6 +414,11 @@ pub enum Kind {
     BeginExport,
     HandOver,
     HasDisk,
+    Network,
+    ChangeNetwork,
+    LinkFacts,
+    LinkOwners,
+    Reaches,
 }
 
 impl Request {
@@ -423,15 +467,43 @@ impl Request {
             Self::BeginExport { .. } => Kind::BeginExport,
             Self::HandOver { .. } => Kind::HandOver,
             Self::HasDisk { .. } => Kind::HasDisk,
+            Self::Network => Kind::Network,
+            Self::ChangeNetwork { .. } => Kind::ChangeNetwork,
+            Self::LinkFacts { .. } => Kind::LinkFacts,
+            Self::LinkOwners => Kind::LinkOwners,
+            Self::Reaches { .. } => Kind::Reaches,
             Self::SetBehaviour { .. }
             | Self::EndGuest { .. }
             | Self::GuestStore { .. }
             | Self::SetXendomains { .. }
+            | Self::PlugCable { .. }
+            | Self::SetLinkOwner { .. }
+            | Self::SetLinkFacts { .. }
+            | Self::SetSilent { .. }
+            | Self::ChangeFromOutside { .. }
             | Self::AddRule { .. }
             | Self::ClearRules
             | Self::Audit
             | Self::EndWorld => return None,
         })
+    }
+
+    /// Whether it is about the kernel's links, addresses and routes.
+    pub(super) fn is_of_network(&self) -> bool {
+        matches!(
+            self,
+            Self::Links
+                | Self::Network
+                | Self::ChangeNetwork { .. }
+                | Self::LinkFacts { .. }
+                | Self::LinkOwners
+                | Self::Reaches { .. }
+                | Self::PlugCable { .. }
+                | Self::SetLinkOwner { .. }
+                | Self::SetLinkFacts { .. }
+                | Self::SetSilent { .. }
+                | Self::ChangeFromOutside { .. }
+        )
     }
 
     /// The domain it is about, if it names one by number.
@@ -492,6 +564,10 @@ pub enum Answer {
     /// By link: bytes received and sent.
     LinkTraffic(BTreeMap<String, (u64, u64)>),
     DiskTraffic(DiskTraffic),
+    Network(Box<NetworkView>),
+    LinkFacts(Box<LinkFacts>),
+    LinkOwners(BTreeMap<IfName, Owner>),
+    Reaches(bool),
     Text(String),
     Pairs(BTreeMap<String, String>),
     Audit(Box<Audit>),

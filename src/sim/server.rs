@@ -5,6 +5,7 @@
 use super::engine::{Engine, Outcome};
 use super::frame::{self, FromWorld, ToWorld};
 use super::{Observation, Request, Result};
+use crate::model::network::Changed;
 use std::sync::Arc;
 use tokio::io::{AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -25,7 +26,7 @@ pub(super) async fn serve_client(stream: UnixStream, engine: Arc<Engine>, end: A
     let client = Client { engine: engine.clone(), number, answers, broken: broken.clone(), end };
     let result = tokio::select! {
         result = client.take_requests(read) => result,
-        result = send_answers(write, to_send, engine.observe()) => result,
+        result = send_answers(write, to_send, engine.observe(), engine.observe_network()) => result,
         () = broken.cancelled() => Ok(()),
     };
     broken.cancel();
@@ -88,14 +89,17 @@ async fn send_answers(
     mut write: impl AsyncWrite + Unpin,
     mut answers: mpsc::Receiver<FromWorld>,
     mut observed: mpsc::Receiver<Observation>,
+    mut network: mpsc::Receiver<Changed>,
 ) -> std::io::Result<()> {
     // What happened before we listened, the client may have missed.
     write.write_all(&frame::encode(&FromWorld::Observation(Observation::Everything))?).await?;
+    write.write_all(&frame::encode(&FromWorld::NetworkChanged)?).await?;
     loop {
         // Observations first: who has the answer to a change has also been told of it.
         let message = tokio::select! {
             biased;
             Some(observation) = observed.recv() => FromWorld::Observation(observation),
+            Some(Changed) = network.recv() => FromWorld::NetworkChanged,
             Some(answer) = answers.recv() => answer,
             else => return Ok(()),
         };

@@ -5,12 +5,14 @@
 
 use super::domain::{Domain, attach, detach};
 use super::host::{Host, PowerChange};
+use super::network::Network;
 use super::script::Script;
 use super::{
     Answer, Audit, Behaviour, DomainView, Effect, Fate, HypervisorView, Observation, Reason, Request, Result,
     State, WorldError,
 };
-use crate::model::{KiB, MiB, Timestamp, VmId};
+use crate::model::network::{Kind, Refused};
+use crate::model::{IfName, KiB, MiB, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
@@ -45,6 +47,7 @@ pub struct World {
     pub(super) behaviours: HashMap<VmId, Behaviour>,
     pub(super) script: Script,
     pub(super) host: Host,
+    pub(super) network: Network,
     pub(super) audit: Audit,
     pub(super) observed: Vec<Observation>,
 }
@@ -61,6 +64,7 @@ impl World {
             behaviours: HashMap::new(),
             script: Script::default(),
             host: Host::new(options.seed, now),
+            network: Network::new(),
             audit: Audit::default(),
             observed: Vec::new(),
         }
@@ -142,6 +146,7 @@ impl World {
             }
             Request::Audit => Ok(Answer::Audit(Box::new(self.audit.clone()))),
             Request::EndWorld => Ok(Answer::Done),
+            other if other.is_of_network() => self.answer_for_network(other, now),
             other if other.domid().is_some() => self.change(other, now),
             other => self.answer_for_host(other, now),
         }
@@ -155,7 +160,6 @@ impl World {
                 return Ok(Answer::Host(Box::new(view)));
             }
             Request::HostLog { max_bytes } => return Ok(Answer::Text(self.host.log_tail(max_bytes))),
-            Request::Links => return Ok(Answer::Links(self.links())),
             Request::LinkTraffic => return Ok(Answer::LinkTraffic(self.link_traffic(now))),
             Request::DiskTraffic { domid } => return Ok(Answer::DiskTraffic(self.disk_traffic(domid, now))),
             Request::HasDisk { .. } => return Ok(Answer::Done),
@@ -172,6 +176,48 @@ impl World {
             _ => return Err(WorldError::Failed("not a request to the machine".to_owned())),
         }
         Ok(Answer::Done)
+    }
+
+    /// Requests to the kernel's network.
+    fn answer_for_network(&mut self, request: Request, now: Timestamp) -> Result<Answer> {
+        let done: std::result::Result<(), Refused> = match request {
+            Request::Links => return Ok(Answer::Links(self.links())),
+            Request::Network => return Ok(Answer::Network(Box::new(self.network.view().clone()))),
+            Request::LinkOwners => return Ok(Answer::LinkOwners(self.network.owners())),
+            Request::LinkFacts { link } => {
+                let facts = self.network.facts(&link).map_err(WorldError::Refused)?;
+                return Ok(Answer::LinkFacts(Box::new(facts)));
+            }
+            Request::Reaches { address } => return Ok(Answer::Reaches(self.network.reaches(address))),
+            Request::ChangeNetwork { change } => {
+                let done = self.network.change(&change);
+                if done.is_ok() {
+                    self.note(now, None, None, "change network");
+                }
+                done
+            }
+            Request::ChangeFromOutside { change } => self.network.change(&change),
+            Request::PlugCable { link, plugged } => self.network.plug(&link, plugged),
+            Request::SetLinkOwner { link, owner } => self.network.set_owner(link, owner),
+            Request::SetLinkFacts { link, facts } => self.network.set_facts(link, *facts),
+            Request::SetSilent { address, silent } => self.network.set_silent(address, silent),
+            _ => return Err(WorldError::Failed("not a request to the network".to_owned())),
+        };
+        done.map(|()| Answer::Done).map_err(WorldError::Refused)
+    }
+
+    /// Has the network know the cards of this domain, or that it is gone.
+    pub(super) fn show_vifs(&mut self, domid: u32) {
+        // Opaque but for this: the bridge that a card is for, by the toolstack's word.
+        let bridge = |vif: &super::Device| IfName::parse(vif.detail.get("bridge")?.as_str()?).ok();
+        let vifs = self.domains.get(&domid).map(|domain| domain.spec.vifs.iter().map(bridge).collect());
+        let vifs: Vec<Option<IfName>> = vifs.unwrap_or_default();
+        self.network.set_vifs(domid, &vifs);
+    }
+
+    /// Rises with each change of the network.
+    pub(super) fn network_version(&self) -> u64 {
+        self.network.version()
     }
 
     /// Requests that change something about one domain that lives.
@@ -232,6 +278,9 @@ impl World {
             _ => return Err(WorldError::Failed("not a change of a domain".to_owned())),
         };
         let domid = domain.domid;
+        if matches!(what, "attach vif" | "detach vif") {
+            self.show_vifs(domid);
+        }
         self.note(now, Some(vm), Some(domid), what);
         Ok(Answer::Done)
     }
@@ -289,18 +338,24 @@ impl World {
         self.domains.get_mut(&domid).ok_or_else(|| no_domain(domid))
     }
 
+    /// By name.
     pub(super) fn links(&self) -> Vec<super::Link> {
-        let vif = |domid: u32, n: usize| super::Link {
-            name: format!("vif{domid}.{n}"),
-            mac: Some("fe:ff:ff:ff:ff:ff".to_owned()),
-            up: true,
-            loopback: false,
-            addresses: Vec::new(),
-        };
-        let vifs = self.domains.values().flat_map(|d| (0..d.spec.vifs.len()).map(|n| vif(d.domid, n)));
-        let mut links: Vec<_> = Host::links().into_iter().chain(vifs).collect();
-        links.sort_by(|a, b| a.name.cmp(&b.name));
-        links
+        let all = self.network.view().links.iter();
+        all.map(|(name, link)| {
+            let loopback = matches!(link.kind, Kind::Loopback);
+            super::Link {
+                name: name.as_str().to_owned(),
+                mac: if loopback {
+                    Some("00:00:00:00:00:00".to_owned())
+                } else {
+                    link.mac.map(|mac| mac.as_str())
+                },
+                up: link.up,
+                loopback,
+                addresses: link.addresses.iter().map(|address| (address.ip, address.prefix)).collect(),
+            }
+        })
+        .collect()
     }
 
     // Behaviours and the audit.

@@ -77,6 +77,7 @@ class Daemon:
             raise
 
     def start(self):
+        before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -94,7 +95,8 @@ class Daemon:
         def address():
             if self.process.poll() is not None:
                 raise AssertionError(f"dom0d ended: {self.log.read_text()}")
-            return printed.search(self.log.read_text())
+            # What an earlier life printed names its own port.
+            return printed.search(self.log.read_bytes()[before:].decode())
 
         found = wait_for("dom0d to listen", address)
         self.port, self.ca = int(found[1]), found[2]

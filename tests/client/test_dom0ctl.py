@@ -136,6 +136,24 @@ class EveryCommand(CtlCase):
         self.assertEqual(self.both("migration", "list"), [])
         self.do("migration", "resolve", "toml", "destroy", code=NOT_FOUND)
 
+        declared = self.file("network.toml", '[links.br5]\nkind = "bridge"\nports = ["eth0.5"]\n'
+            '[links."eth0.5"]\nkind = "vlan"\nparent = "eth0"\nid = 5\n')  # fmt: skip
+        self.assertEqual(self.both("network", "plan", declared)["count"], 5)
+        self.do("network", "apply", declared, "--confirm-within", "600")
+        self.do("network", "rollback")
+        self.do("network", "rollback", code=FAILED)
+        self.do("network", "apply", declared, "--confirm-within", "600")
+        self.do("network", "confirm")
+        self.assertEqual(self.both("network", "show")["links"]["eth0.5"]["controller"], "br5")
+        self.do("network", "discover")
+        self.assertEqual([one["ending"] for one in self.both("network", "history")][:2], ["applied", "rolled_back"])
+        self.assertIn("br5", self.both("network", "diagram"))
+        nothing = self.file("nothing.json", "{}")
+        self.do("network", "apply", nothing)
+        self.assertNotIn("br5", self.json("network", "show")["links"])
+        wrong = self.file("wrong.json", '{"links": {"br5": {"kind": "bridge", "mtu": 1}}}')
+        self.do("network", "plan", wrong, code=USAGE)
+
         self.do("vm", "delete", "toml")
         self.assertEqual(self.json("vm", "list"), [])
         events = self.both("event", "list", "--limit", "5")

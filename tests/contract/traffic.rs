@@ -38,6 +38,10 @@ pub async fn traffic_of_a_domain_grows_while_it_runs_and_goes_with_it(worlds: &W
     config.vifs.push(vif(mac_of(config.vm, 1)));
     let domid = worlds.toolstack.create(&config, false).await.unwrap();
     assert_eq!(worlds.vifs(domid).await.len(), 2);
+    let network = worlds.kernel.network().await.unwrap();
+    let vif = &network.links[&format!("vif{}.1", domid.0).parse().unwrap()];
+    assert_eq!(vif.kind, dom0d::model::network::Kind::Vif);
+    assert_eq!(vif.controller, Some("xenbr0".parse().unwrap()), "on the bridge that its card is for");
     let first = worlds.disks(domid).await;
     let (disks, vifs) = loop {
         let (disks, vifs) = (worlds.disks(domid).await, worlds.vifs(domid).await);

@@ -95,10 +95,29 @@ fn good(verb: &str, vm: VmId) -> BTreeMap<String, Value> {
         ("numbers", Value::Array(vec![])),
         ("calls", Value::Array(vec![])),
         ("secs", int(0)),
+        ("interface", text("eth1")),
+        ("bridge", text("hostile")),
+        ("net_dev", text("eth1")),
+        ("bond", text("bond9")),
+        ("backup", text("eth2")),
+        ("mode", text("active-backup")),
+        ("optype", text("static")),
+        ("ip", text("198.51.100.1")),
+        ("netmask", text("255.255.255.0")),
+        ("virtual_ip", text("192.0.2.99")),
+        ("base_ip", text("192.0.2.10")),
+        ("network", text("198.51.100.0/24")),
+        ("vlan", int(7)),
+        ("mtu", int(1500)),
+        ("port", int(1)),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .collect();
+    if verb.starts_with("ovs_") {
+        let word = if matches!(verb, "ovs_vlan_config" | "ovs_bond_op") { "add" } else { "start" };
+        values.insert("action".to_owned(), text(word));
+    }
     if verb == "job_submit" {
         values.insert("params".to_owned(), Value::Array(vec![int(0)]));
     }
@@ -129,6 +148,7 @@ const NAMES_NOTHING: &[(&str, &str, &str)] = &[
 const INERT: &[(&str, &str)] = &[
     ("echo", "value"),
     ("get_vncport", "vm"),
+    ("ovs_if_meta", "data"),
     ("update_agent_password", "password"),
     ("update_agent_password", "old_password"),
 ];
@@ -159,7 +179,8 @@ fn judge(verb: &str, param: &str, value: &str, answer: &Result<Value, ClientErro
             let unknown = NAMES_NOTHING.iter().any(|(v, p, f)| *v == verb && *p == param && said.contains(f));
             let named =
                 said.contains(param) || IN_WORDS.iter().any(|(p, words)| *p == param && said.contains(words));
-            if unknown || (said.contains("INVALID_PARAMETER") && named) || harmless(value) {
+            let refused = said.contains("INVALID_PARAMETER") || said.contains("INVALID_NETWORK");
+            if unknown || (refused && named) || harmless(value) {
                 return (said.len() > 3000)
                     .then(|| format!("{verb}({param}): a fault of {} bytes", said.len()));
             }

@@ -5,11 +5,12 @@ use dom0d::config::Settings;
 use dom0d::event::{Event, Query};
 use dom0d::host::record::HostRecord;
 use dom0d::job::{Engine, Executor, JobRecord, JobState, Options};
+use dom0d::kernel::Kernel;
 use dom0d::kernel::sim::SimKernel;
 use dom0d::machine::sim::SimMachine;
 use dom0d::model::{JobId, Mac, MiB, RepoId, SafePath, Text, Timestamp, VmId, VmName};
 use dom0d::operation::plan::{self, Plan};
-use dom0d::operation::{Access, Operations, Worlds, observe};
+use dom0d::operation::{Access, Operations, Worlds, network, observe};
 use dom0d::sim::{self, Handle};
 use dom0d::store::{Range, Store};
 use dom0d::vm::{Intent, VMS, VmRecord, state_of};
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Host {
     pub world: Handle,
     pub toolstack: Arc<dyn Toolstack>,
+    pub kernel: Arc<dyn Kernel>,
     pub settings: Arc<Settings>,
     pub dir: tempfile::TempDir,
 }
@@ -41,7 +43,8 @@ impl Host {
         let world = Handle::in_process(sim::Options { memory: MiB(32 * 1024), ..sim::Options::default() });
         let limit = Duration::from_secs(settings.vm.toolstack_timeout_s);
         let toolstack = Arc::new(SimToolstack::new(world.clone(), limit));
-        Self { world, toolstack, settings: Arc::new(settings), dir: tempfile::tempdir().unwrap() }
+        let kernel = Arc::new(SimKernel::new(world.clone(), Duration::from_secs(10)));
+        Self { world, toolstack, kernel, settings: Arc::new(settings), dir: tempfile::tempdir().unwrap() }
     }
 
     /// The domain of a VM, as it really is.
@@ -100,7 +103,7 @@ impl Life {
         let worlds = Worlds {
             toolstack: Arc::new(Mortal { inner: Arc::clone(&host.toolstack), dead: dead.clone() }),
             machine: Arc::new(SimMachine::new(host.world.clone(), Duration::from_secs(10))),
-            kernel: Arc::new(SimKernel::new(host.world.clone(), Duration::from_secs(10))),
+            kernel: Arc::clone(&host.kernel),
         };
         let folder = SafePath::parse(host.dir.path().to_str().unwrap()).unwrap();
         let settings = Arc::clone(&host.settings);
@@ -113,6 +116,7 @@ impl Life {
         engine.resume();
         let stop = CancellationToken::new();
         tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
+        tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));
         Self { operations, engine, store, stop, dead }
     }
 

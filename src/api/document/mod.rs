@@ -6,8 +6,10 @@
 //! behind what it knows. Text that XML cannot hold is left out, the rest escaped.
 
 mod hardware;
+mod network;
 mod server;
 mod xml;
 
 pub use hardware::{HardwareDocument, discover_hardware};
+pub use network::NetworkDocument;
 pub use server::{CAPABILITIES, Capability, ServerDocument, discover_server};

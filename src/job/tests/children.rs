@@ -119,3 +119,25 @@ async fn a_parent_that_waits_for_its_child_is_parked_when_the_daemon_stops_and_b
     assert_eq!((record.state, record.children.len()), (JobState::Succeeded, 1));
     life.assert_idle().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_takes_a_step_back_may_have_a_child_under_the_same_locks_also_over_a_crash() {
+    for crash_ms in [None, Some(50), Some(150)] {
+        let life = Life::new().await;
+        let helper = Act::UndoChild { submission: child_on("vm/a", "helper", Act::Wait { ms: 100 }) };
+        let parent = on("vm/a", &[("done", helper), ("fails", Act::Fail { no_effect: true })]);
+        let parent = life.submit(parent).await;
+        let life = match crash_ms {
+            None => life,
+            Some(at_ms) => {
+                ms(at_ms).await;
+                life.crash_and_restart().await
+            }
+        };
+        let record = life.end(parent).await;
+        assert_eq!((record.state, record.children.len()), (JobState::Failed, 1), "{crash_ms:?}: {record:?}");
+        assert_eq!(life.end(record.children[0]).await.state, JobState::Succeeded);
+        assert_eq!(life.world().effects["helper"], 1);
+        life.assert_idle().await;
+    }
+}

@@ -172,3 +172,17 @@ async fn what_a_step_did_before_the_daemon_stopped_in_order_is_not_done_again() 
     assert_eq!(life.end(id).await.state, JobState::Succeeded);
     assert_eq!(life.log(), ["run a", "run b"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_step_whose_data_is_larger_than_a_row_runs_also_after_a_crash_and_leaves_nothing() {
+    let life = Life::new().await;
+    let load = Act::Load("é\"".repeat(400_000));
+    let id = life
+        .submit(on("vm/a", &[("first", Act::Wait { ms: 100 }), ("large", load), ("last", Act::Do)]))
+        .await;
+    ms(50).await;
+    let life = life.crash_and_restart().await;
+    assert_eq!(life.end(id).await.state, JobState::Succeeded);
+    assert_eq!(life.world().effects["large"], 1);
+    life.assert_idle().await;
+}

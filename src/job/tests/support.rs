@@ -38,6 +38,12 @@ pub enum Act {
         key: String,
         submission: Box<Child>,
     },
+    /// Has a child help to take it back.
+    UndoChild {
+        submission: Box<Child>,
+    },
+    /// Of any size.
+    Load(String),
     /// Begins children and does not wait for them.
     Leave {
         submission: Box<Child>,
@@ -85,7 +91,7 @@ impl Script {
 
     async fn act(&self, name: &str, act: Act, context: &StepContext) -> Result<Outcome, JobFault> {
         match act {
-            Act::Do | Act::FailUndo => {}
+            Act::Do | Act::FailUndo | Act::UndoChild { .. } | Act::Load(_) => {}
             Act::Answer(value) => {
                 self.effect(name);
                 return Ok(Outcome::value(value));
@@ -183,10 +189,14 @@ impl Executor for Script {
         &self,
         step: &PlannedStep,
         _: Option<&serde_json::Value>,
-        _: &StepContext,
+        context: &StepContext,
     ) -> Result<Outcome, JobFault> {
         self.alive().await;
         let act: Act = serde_json::from_value(step.what.clone()).unwrap();
+        if let Act::UndoChild { submission } = &act {
+            let ended = context.child("undo", child(submission)).await?;
+            assert_eq!(ended.state, JobState::Succeeded, "nobody calls off who helps to take back");
+        }
         let mut world = self.world();
         world.log.push(format!("undo {}", step.name));
         if matches!(act, Act::FailUndo) {
@@ -279,7 +289,7 @@ impl Life {
     pub async fn assert_idle(&self) {
         assert_eq!(self.engine.open_jobs(), 0);
         assert_eq!(self.engine.locks(), vec![]);
-        for table in ["job_plan", "job_cancel"] {
+        for table in ["job_plan", "job_plan_part", "job_cancel"] {
             assert_eq!(self.store.count(table).await.unwrap(), 0, "{table}");
         }
     }

@@ -77,6 +77,7 @@ impl From<WorldError> for ToolstackError {
             WorldError::OutOfMemory { needed, free } => Self::OutOfMemory { needed, free },
             WorldError::BadState(why) => Self::BadState(why),
             WorldError::Failed(why) => Self::Failed(why),
+            WorldError::Refused(why) => Self::Failed(why.to_string()),
             WorldError::Timeout => Self::Timeout,
             WorldError::Unreachable(why) => Self::Unreachable(why),
         }

@@ -1,0 +1,289 @@
+//! The way forward: snapshot, changes, verification, confirmation, and the record.
+
+use super::document::{delete_document, write_document};
+use super::{
+    CONFIRMED, Confirmed, Draft, Ending, NETWORK, OPEN, Open, Operations, Options, PAST, Past, Result, Want,
+    kernel_fault, locks, store_fault, told,
+};
+use crate::event::{Event, Severity};
+use crate::job::{JobFault, Outcome, StepContext};
+use crate::model::Timestamp;
+use crate::model::network::NetworkView;
+use crate::network::{Scope, differences, is_there, plan};
+use crate::operation::plan::Plan;
+use crate::operation::step::Step;
+use crate::store::Txn;
+use serde_json::json;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A kernel may do more than it was asked (a bond brings a port's MTU along): then what is left is planned once more.
+const ROUNDS: usize = 3;
+/// What comes a moment after its change (an address that is being checked) is waited for.
+const VERIFY: Duration = Duration::from_secs(3);
+const VERIFY_PAUSE: Duration = Duration::from_millis(20);
+/// A neighbour is asked anew for so long before it counts as lost: a link that was off and on again needs its time.
+const LOST_AFTER: Duration = Duration::from_secs(15);
+
+/// A change of the network. `what`: for people.
+/// `answer`: what its caller is told when it holds.
+pub fn change(
+    what: &str,
+    want: Want,
+    options: Options,
+    caller: Option<IpAddr>,
+    answer: Option<String>,
+) -> Plan {
+    let steps = vec![
+        Step::NetworkSnapshot { want, options, caller },
+        Step::NetworkApply {},
+        Step::NetworkConfirm { within_s: options.confirm_within_s.unwrap_or(0) },
+        Step::NetworkKeep { answer },
+    ];
+    Plan::new(what, locks(), steps)
+}
+
+impl Operations {
+    /// Plans under the lock, and writes down the way back before anything is done.
+    pub(in crate::operation) async fn network_snapshot(
+        &self,
+        want: &Want,
+        options: Options,
+        caller: Option<IpAddr>,
+        context: &StepContext,
+    ) -> Result<Outcome> {
+        if let Some(open) = self.network_open().await?.filter(|open| open.job != context.job) {
+            let text = format!(
+                "the change of job {} could not be rolled back yet and is tried again; nothing else is changed before",
+                open.job
+            );
+            return Err(JobFault::refusal("NETWORK_BUSY", text));
+        }
+        let draft = self.network_draft(want, options, caller).await?;
+        let boot_id = self.machine_boot_id().await?;
+        let words = told(&draft.changes);
+        let Draft { before, after, now, aim, .. } = draft;
+        let began = Timestamp::now();
+        let confirm_until = options.confirm_within_s.map(|within_s| Timestamp(began.0 + within_s * 1000));
+        let after = Confirmed { job: Some(context.job), changed: Some(began), ..after };
+        let open = Open {
+            job: context.job,
+            boot_id,
+            began,
+            before,
+            after,
+            snapshot: now,
+            aim,
+            options,
+            confirm_until,
+            caller,
+            applied: false,
+            told: None,
+        };
+        let mut outcome = Outcome::value(json!({ "changes": words }));
+        write_document(&mut outcome.writes, &OPEN, &open);
+        Ok(outcome)
+    }
+
+    /// Which boot of the host this is.
+    pub(super) async fn machine_boot_id(&self) -> Result<String> {
+        let facts = self.machine.facts().await.map_err(crate::operation::fault::machine)?;
+        Ok(facts.boot_id)
+    }
+
+    /// Has the kernel do it, and looks whether it has, and whether the caller can still reach us.
+    pub(in crate::operation) async fn network_apply(&self, context: &StepContext) -> Result<Outcome> {
+        let Some(mut open) = self.network_of(context.job).await? else {
+            return Err(JobFault::refusal("INTERNAL", "the snapshot of this change is gone"));
+        };
+        if open.boot_id != self.machine_boot_id().await? {
+            return Err(rebooted());
+        }
+        let scope = open.scope();
+        let reached = self.reaches(open.caller).await;
+        let done = self.lead_to(&open.aim, &scope, Some(context)).await?;
+        self.verify(&open.aim, &scope).await?;
+        if reached {
+            self.verify_reach(&open).await?;
+        }
+        tracing::info!(job = %context.job, changes = done, "the network was changed");
+        open.applied = true;
+        let mut outcome = Outcome::value(json!({ "done": done }));
+        write_document(&mut outcome.writes, &OPEN, &open);
+        Ok(outcome)
+    }
+
+    /// Does what leads there, at most [`ROUNDS`] plans of it. Answers how many changes were made. `context`: of a job
+    /// that can be cancelled meanwhile and tells how far it is.
+    pub(super) async fn lead_to(
+        &self,
+        aim: &NetworkView,
+        scope: &Scope,
+        context: Option<&StepContext>,
+    ) -> Result<usize> {
+        let mut done = 0;
+        for _ in 0..ROUNDS {
+            let now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
+            let changes = plan(&now, aim, scope);
+            if changes.is_empty() {
+                break;
+            }
+            let count = changes.len();
+            for (number, change) in (1..).zip(&changes) {
+                if let Some(context) = context {
+                    if context.cancelled.is_cancelled() {
+                        return Err(JobFault::new("CANCELLED", "cancelled"));
+                    }
+                    context.progress(u8::try_from(100 * number / count.max(1)).unwrap_or(100));
+                }
+                if let Err(error) = self.kernel.change(change).await {
+                    let fault = kernel_fault(&error);
+                    let text = format!("step {number} of {count}, {change}: {}", fault.text);
+                    return Err(JobFault::new(fault.name, text));
+                }
+                done += 1;
+            }
+        }
+        Ok(done)
+    }
+
+    async fn verify(&self, aim: &NetworkView, scope: &Scope) -> Result<()> {
+        let end = Instant::now() + VERIFY;
+        loop {
+            let now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
+            if is_there(&now, aim, scope) {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                let words = told(differences(&now, aim, scope)).join("; ");
+                return Err(JobFault::new(
+                    "NETWORK_NOT_AS_ASKED",
+                    format!("the kernel has something else: {words}"),
+                ));
+            }
+            tokio::time::sleep(VERIFY_PAUSE).await;
+        }
+    }
+
+    /// Whether this one can be reached now. A kernel that cannot tell says no: then nothing is concluded later.
+    async fn reaches(&self, who: Option<IpAddr>) -> bool {
+        match who.filter(|ip| !ip.is_loopback()) {
+            Some(ip) => self.kernel.reaches(ip).await.unwrap_or(false),
+            None => false,
+        }
+    }
+
+    /// Whoever is cut off is so no longer than the change may stay without a word.
+    async fn verify_reach(&self, open: &Open) -> Result<()> {
+        let end = Instant::now()
+            + open.options.confirm_within_s.map_or(LOST_AFTER, Duration::from_secs).min(LOST_AFTER);
+        while !self.reaches(open.caller).await {
+            if Instant::now() >= end {
+                let who = open.caller.map_or_else(String::new, |ip| ip.to_string());
+                let text =
+                    format!("{who}, who asked for the change, was reached before it and is not any more");
+                return Err(JobFault::new("MANAGEMENT_LOST", text));
+            }
+            tokio::time::sleep(VERIFY_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the word that the change is good. Before its time is up, also across the agent's death.
+    pub(in crate::operation) async fn network_confirm_step(&self, context: &StepContext) -> Result<Outcome> {
+        let Some(open) = self.network_of(context.job).await? else {
+            return Err(JobFault::refusal("INTERNAL", "the snapshot of this change is gone"));
+        };
+        if open.boot_id != self.machine_boot_id().await? {
+            return Err(rebooted());
+        }
+        let Some(until) = open.confirm_until else { return Ok(Outcome::done()) };
+        // A clock that was set back does not make the wait longer than it may be.
+        let longest_ms = open.options.confirm_within_s.unwrap_or(0) * 1000;
+        let left_ms = until.0.saturating_sub(Timestamp::now().0).min(longest_ms);
+        let end = Instant::now() + Duration::from_millis(left_ms);
+        loop {
+            let heard = self.network_word.notified();
+            if let Some(by) = self.store.get(&CONFIRMED, &context.job).await.map_err(|e| store_fault(&e))? {
+                return Ok(Outcome::value(json!({ "confirmed_by": by })));
+            }
+            tokio::select! {
+                () = heard => {}
+                () = context.cancelled.cancelled() => return Err(JobFault::new("CANCELLED", "cancelled")),
+                () = tokio::time::sleep_until(end) => return self.last_word(&open, context).await,
+            }
+        }
+    }
+
+    /// The time is up. Whoever confirms at the same moment is either heard here, or told that it was too late.
+    async fn last_word(&self, open: &Open, context: &StepContext) -> Result<Outcome> {
+        let mut late = self.network_late.lock().await;
+        if let Some(by) = self.store.get(&CONFIRMED, &context.job).await.map_err(|e| store_fault(&e))? {
+            return Ok(Outcome::value(json!({ "confirmed_by": by })));
+        }
+        *late = Some(context.job);
+        let within_s = open.options.confirm_within_s.unwrap_or(0);
+        Err(JobFault::new("NOT_CONFIRMED", format!("nobody confirmed the change within {within_s} s")))
+    }
+
+    /// The change is good, says a caller. Refused if there is none that waits for it.
+    pub async fn network_confirm(&self, by: &str) -> Result<Open> {
+        let late = self.network_late.lock().await;
+        let waiting = |open: &Open| open.applied && open.confirm_until.is_some() && *late != Some(open.job);
+        let Some(open) = self.network_open().await?.filter(waiting) else {
+            let text = "no change of the network waits to be confirmed: there is none, or its time was over";
+            return Err(JobFault::refusal("NOTHING_TO_CONFIRM", text));
+        };
+        let mut txn = Txn::essential();
+        txn.put(&CONFIRMED, &open.job, &by.to_owned());
+        self.store.commit(txn).await.map_err(|e| store_fault(&e))?;
+        self.network_word.notify_waiters();
+        Ok(open)
+    }
+
+    /// The change holds from now on.
+    pub(in crate::operation) async fn network_keep(
+        &self,
+        answer: Option<String>,
+        context: &StepContext,
+    ) -> Result<Outcome> {
+        // In doubt after a crash: the outcome and this deletion are one transaction, so it is still there.
+        let Some(open) = self.network_of(context.job).await? else { return Ok(Outcome::done()) };
+        let changes = told(plan(&open.snapshot, &open.aim, &open.scope()));
+        let mut outcome =
+            Outcome::result(json!({ "job": context.job.0, "changes": changes, "answer": answer }));
+        write_document(&mut outcome.writes, &NETWORK, &open.after);
+        self.close_open(&open, &mut outcome.writes).await?;
+        let text = match changes.len() {
+            0 => "the network is declared as it was".to_owned(),
+            _ => format!("the network was changed: {}", changes.join("; ")),
+        };
+        Event::new("network.changed", Severity::Info, "network", text)
+            .with_job(context.job)
+            .append_to(&mut outcome.writes);
+        let past = Past {
+            at: Timestamp::now(),
+            job: context.job,
+            caller: context.caller.clone(),
+            verb: context.verb.clone(),
+            ending: Ending::Applied,
+            changes,
+            why: None,
+        };
+        outcome.writes.append(&PAST, &past);
+        Ok(outcome)
+    }
+
+    /// Writes that there is no open change any more.
+    pub(super) async fn close_open(&self, open: &Open, writes: &mut Txn) -> Result<()> {
+        delete_document(&self.store, writes, &OPEN).await.map_err(|e| store_fault(&e))?;
+        writes.delete(&CONFIRMED, &open.job);
+        writes.set_importance(crate::store::Importance::Essential);
+        Ok(())
+    }
+}
+
+pub(super) fn rebooted() -> JobFault {
+    JobFault::new("INTERRUPTED", "the host was rebooted before the change was confirmed")
+}

@@ -1,0 +1,120 @@
+//! A kernel's body with faults: refuses a change, stands in the way of all from one on, hears the daemon's death.
+
+use dom0d::kernel::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic};
+use dom0d::model::IfName;
+use dom0d::model::network::{Change, NetworkView, Owner, Refused};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+
+/// What lives on when the daemon dies: the kernel, and what is wrong with it.
+pub struct Faulty {
+    pub inner: Arc<dyn Kernel>,
+    /// Changes asked for so far, from 1.
+    pub asked: AtomicUsize,
+    /// The change that is refused; 0: none.
+    pub refuse_at: AtomicUsize,
+    /// All from this one on are refused; 0: none.
+    pub refuse_from: AtomicUsize,
+    /// Where the daemon stands still, so that it can be killed there: before this change or, done, after it.
+    pub stand_before: AtomicUsize,
+    pub stand_after: AtomicUsize,
+    pub stands: Notify,
+    /// Whoever is asked for is not reached any more.
+    pub cut_off: AtomicBool,
+    pub log: Mutex<Vec<Change>>,
+}
+
+impl Faulty {
+    pub fn new(inner: Arc<dyn Kernel>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            asked: AtomicUsize::new(0),
+            refuse_at: AtomicUsize::new(0),
+            refuse_from: AtomicUsize::new(0),
+            stand_before: AtomicUsize::new(0),
+            stand_after: AtomicUsize::new(0),
+            stands: Notify::new(),
+            cut_off: AtomicBool::new(false),
+            log: Mutex::default(),
+        })
+    }
+
+    /// Counts from here, without faults.
+    pub fn heal(&self) {
+        for number in [&self.asked, &self.refuse_at, &self.refuse_from, &self.stand_before, &self.stand_after]
+        {
+            number.store(0, Ordering::SeqCst);
+        }
+        self.cut_off.store(false, Ordering::SeqCst);
+        self.log.lock().unwrap().clear();
+    }
+
+    async fn stand(&self) {
+        self.stands.notify_one();
+        std::future::pending::<()>().await;
+    }
+}
+
+#[async_trait::async_trait]
+impl Kernel for Faulty {
+    async fn links(&self) -> Result<Vec<Link>, KernelError> {
+        self.inner.links().await
+    }
+
+    async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError> {
+        self.inner.traffic().await
+    }
+
+    async fn network(&self) -> Result<NetworkView, KernelError> {
+        self.inner.network().await
+    }
+
+    async fn facts(&self, link: &IfName) -> Result<LinkFacts, KernelError> {
+        self.inner.facts(link).await
+    }
+
+    async fn owners(&self) -> Result<BTreeMap<IfName, Owner>, KernelError> {
+        self.inner.owners().await
+    }
+
+    async fn change(&self, change: &Change) -> Result<(), KernelError> {
+        let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let is = |at: &AtomicUsize| at.load(Ordering::SeqCst) == number;
+        if is(&self.stand_before) {
+            self.stand().await;
+        }
+        let from = self.refuse_from.load(Ordering::SeqCst);
+        if is(&self.refuse_at) || (from > 0 && number >= from) {
+            return Err(KernelError::Refused(Refused::Busy));
+        }
+        self.inner.change(change).await?;
+        self.log.lock().unwrap().push(change.clone());
+        if is(&self.stand_after) {
+            self.stand().await;
+        }
+        Ok(())
+    }
+
+    async fn reaches(&self, address: IpAddr) -> Result<bool, KernelError> {
+        if self.cut_off.load(Ordering::SeqCst) && self.asked.load(Ordering::SeqCst) > 0 {
+            return Ok(false);
+        }
+        self.inner.reaches(address).await
+    }
+
+    async fn connects(&self, address: SocketAddr, patience: Duration) -> bool {
+        self.inner.connects(address, patience).await
+    }
+
+    async fn ping(&self, address: IpAddr) -> bool {
+        self.inner.ping(address).await
+    }
+
+    fn observe(&self) -> mpsc::Receiver<Changed> {
+        self.inner.observe()
+    }
+}

@@ -1,0 +1,326 @@
+//! Changes of the network on the simulated host: a failure, a death and a reboot at every step, rollbacks that are blocked,
+//! the manager cut off, and what is declared after a boot.
+
+use crate::faulty::Faulty;
+use crate::house::*;
+use dom0d::job::{JobRecord, JobState};
+use dom0d::kernel::Kernel;
+use dom0d::kernel::sim::SimKernel;
+use dom0d::model::IfName;
+use dom0d::model::network::{Address, Bridge, Kind, Mtu, NetworkView, Route, VlanId};
+use dom0d::network::{Desired, DesiredLink};
+use dom0d::operation::network::{Ending, OnFailure, Options, Want, apply, look};
+use dom0d::operation::plan::{self, Plan};
+use dom0d::sim::Request;
+use dom0d::store::Store;
+use dom0d::vm::Autostart;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub fn name(text: &str) -> IfName {
+    IfName::parse(text).unwrap()
+}
+
+fn address(text: &str) -> Address {
+    Address::parse(text).unwrap()
+}
+
+/// What is there before: a bridge with an address and a route, declared by us.
+fn first() -> Desired {
+    let mut desired = Desired::default();
+    let mut bridge = DesiredLink::new(Kind::Bridge(Bridge::default()));
+    bridge.addresses = Some(BTreeSet::from([address("198.51.100.1/24"), address("2001:db8:7::1/64")]));
+    bridge.mtu = Some(Mtu::new(1400).unwrap());
+    desired.links.insert(name("old"), bridge);
+    let via = Some("198.51.100.2".parse().unwrap());
+    desired.routes.insert(Route { to: address("203.0.113.0/24"), via, link: None, metric: 0 });
+    desired
+}
+
+/// In its place: five VLANs with their bridges and addresses, and a route: over 30 steps.
+fn second() -> Desired {
+    let mut desired = Desired::default();
+    for n in 10..15 {
+        let (vlan, bridge) = (name(&format!("eth0.{n}")), name(&format!("br{n}")));
+        let id = VlanId::new(n).unwrap();
+        desired.links.insert(vlan.clone(), DesiredLink::new(Kind::Vlan { parent: name("eth0"), id }));
+        let mut over = DesiredLink::new(Kind::Bridge(Bridge::default()));
+        over.ports.insert(vlan);
+        over.addresses = Some(BTreeSet::from([address(&format!("10.0.{n}.1/24"))]));
+        desired.links.insert(bridge, over);
+    }
+    let via = Some("10.0.10.2".parse().unwrap());
+    desired.routes.insert(Route { to: address("203.0.113.0/24"), via, link: None, metric: 0 });
+    desired
+}
+
+fn change(desired: Desired, options: Options) -> Plan {
+    apply::change("test", Want::Whole(Box::new(desired)), options, Some([192, 0, 2, 1].into()), None)
+}
+
+/// A host whose kernel has faults.
+pub fn house() -> (Host, Arc<Faulty>) {
+    let mut host = Host::new();
+    let kernel = Faulty::new(Arc::new(SimKernel::new(host.world.clone(), Duration::from_secs(10))));
+    host.kernel = Arc::clone(&kernel) as _;
+    (host, kernel)
+}
+
+/// Without what comes by itself.
+pub async fn is(kernel: &Faulty) -> NetworkView {
+    let mut view = kernel.network().await.unwrap();
+    view.links.values_mut().for_each(|link| link.carrier = false);
+    view
+}
+
+fn fault(record: &JobRecord) -> &str {
+    record.fault.as_ref().map_or("", |fault| fault.name.as_str())
+}
+
+/// The event of a failure is there once, and acknowledged; nothing is open.
+async fn assert_told_and_acknowledged(life: &Life) {
+    let failed = life.events("network.operation_failed").await;
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    assert!(failed[0].acknowledged.as_ref().is_some_and(|ack| ack.by.contains("discovery")), "{failed:?}");
+    assert_eq!(life.operations.network_open().await.unwrap(), None);
+    assert_eq!(life.engine.locks(), vec![]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_at_each_step_leaves_the_network_as_it_was_within_five_seconds() {
+    let mut at = 1;
+    loop {
+        let (host, kernel) = house();
+        let life = Life::begin(&host).await;
+        life.good("network_apply", change(first(), Options::default())).await;
+        let before = is(&kernel).await;
+        kernel.heal();
+        kernel.refuse_at.store(at, Ordering::SeqCst);
+        let began = Instant::now();
+        let record = life.run("network_apply", change(second(), Options::default())).await;
+        if kernel.asked.load(Ordering::SeqCst) < at {
+            assert_eq!(record.state, JobState::Succeeded);
+            break;
+        }
+        assert_eq!((record.state, fault(&record)), (JobState::Failed, "NETWORK_FAILED"), "{at}: {record:?}");
+        assert!(began.elapsed() <= Duration::from_secs(5), "{at}: {:?}", began.elapsed());
+        assert_eq!(is(&kernel).await, before, "step {at}");
+        assert_told_and_acknowledged(&life).await;
+        assert_eq!(life.operations.network_confirmed().await.unwrap().desired, first());
+        assert_eq!(life.operations.network_history(1).await.unwrap()[0].ending, Ending::RolledBack);
+        at += 1;
+    }
+    assert!(at > 30, "{at} steps");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_worked_is_kept_if_that_was_asked_for_and_is_declared_from_then_on() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    let options = Options { on_failure: OnFailure::Keep, ..Options::default() };
+    kernel.refuse_at.store(20, Ordering::SeqCst);
+    let record = life.run("network_apply", change(second(), options)).await;
+    assert_eq!((record.state, fault(&record)), (JobState::Failed, "NETWORK_FAILED"));
+    assert_told_and_acknowledged(&life).await;
+    let shown = life.operations.network_show().await.unwrap();
+    assert!(!shown.confirmed.desired.links.is_empty());
+    assert!(shown.confirmed.desired.links.keys().all(|link| shown.now.links.contains_key(link)));
+    assert_eq!(shown.drift, Vec::<String>::new(), "the record is what the kernel has");
+    assert_eq!(life.operations.network_history(1).await.unwrap()[0].ending, Ending::Kept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_is_blocked_is_told_lets_nothing_else_begin_and_is_done_when_it_can_be() {
+    for at in [1, 5, 15, 25] {
+        let (host, kernel) = house();
+        let life = Life::begin(&host).await;
+        life.good("network_apply", change(first(), Options::default())).await;
+        let before = is(&kernel).await;
+        kernel.heal();
+        kernel.refuse_from.store(at + 1, Ordering::SeqCst);
+        let record = life.run("network_apply", change(second(), Options::default())).await;
+        assert_eq!(record.state, JobState::Failed);
+        assert_eq!(life.events("network.rollback_blocked").await.len(), 1);
+        assert!(life.operations.network_open().await.unwrap().is_some());
+        life.bad("network_apply", change(first(), Options::default()), "NETWORK_BUSY").await;
+        kernel.heal();
+        seconds(2.0 * look::RETRY.as_secs_f64()).await;
+        life.quiet().await;
+        assert_eq!(is(&kernel).await, before, "{at}");
+        assert_told_and_acknowledged(&life).await;
+        assert_eq!(life.events("network.restored").await.len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_was_blocked_is_done_at_the_next_start() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    life.good("network_apply", change(first(), Options::default())).await;
+    let before = is(&kernel).await;
+    kernel.heal();
+    kernel.refuse_from.store(10, Ordering::SeqCst);
+    assert_eq!(life.run("network_apply", change(second(), Options::default())).await.state, JobState::Failed);
+    let store = life.crash().await;
+    kernel.heal();
+    let life = Life::on(&host, store, CancellationToken::new()).await;
+    life.quiet().await;
+    assert_eq!(is(&kernel).await, before);
+    assert_told_and_acknowledged(&life).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_dies_before_or_after_any_step_finds_the_way_back_at_its_start() {
+    for after in [false, true] {
+        let mut at = 1;
+        loop {
+            let (host, kernel) = house();
+            let life = Life::begin(&host).await;
+            life.good("network_apply", change(first(), Options::default())).await;
+            let before = is(&kernel).await;
+            kernel.heal();
+            let stand = if after { &kernel.stand_after } else { &kernel.stand_before };
+            stand.store(at, Ordering::SeqCst);
+            let job = life.submit("network_apply", change(second(), Options::default())).await;
+            tokio::select! {
+                () = kernel.stands.notified() => {}
+                record = life.end(job) => {
+                    assert_eq!(record.state, JobState::Succeeded);
+                    break;
+                }
+            }
+            let store = life.crash().await;
+            kernel.heal();
+            let life = Life::on(&host, store, CancellationToken::new()).await;
+            let record = life.end(job).await;
+            assert_eq!((record.state, fault(&record)), (JobState::Failed, "INTERRUPTED"), "{at} {after}");
+            assert_eq!(is(&kernel).await, before, "step {at}, {after}");
+            assert_told_and_acknowledged(&life).await;
+            at += 1;
+        }
+        assert!(at > 30, "{at} steps");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_killed_at_any_commit_leaves_either_the_old_network_or_the_new_one() {
+    for sharp in [false, true] {
+        let mut commits = 1;
+        loop {
+            let (host, kernel) = house();
+            let store = Store::memory();
+            let dead = store.die_after(u64::MAX);
+            let hold = if sharp { dead.clone() } else { CancellationToken::new() };
+            let life = Life::on(&host, store.clone(), hold).await;
+            life.good("network_apply", change(first(), Options::default())).await;
+            let old = is(&kernel).await;
+            let _ = store.die_after(commits);
+            let job = life.submit("network_apply", change(second(), Options::default())).await;
+            let ended = async {
+                life.end(job).await;
+                seconds(50.0).await;
+            };
+            tokio::select! {
+                () = dead.cancelled() => {}
+                () = ended => break,
+            }
+            let store = life.crash().await;
+            let life = Life::on(&host, store, CancellationToken::new()).await;
+            let record = life.end(job).await;
+            life.quiet().await;
+            let declared = life.operations.network_confirmed().await.unwrap().desired;
+            match record.state {
+                JobState::Succeeded => assert_eq!(declared, second(), "{commits} {sharp}"),
+                JobState::Failed => {
+                    assert_eq!(is(&kernel).await, old, "{commits} {sharp}");
+                    assert_eq!(declared, first());
+                    assert_told_and_acknowledged(&life).await;
+                }
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(life.operations.network_show().await.unwrap().drift, Vec::<String>::new());
+            assert_eq!(life.operations.network_open().await.unwrap(), None);
+            commits += 1;
+        }
+        assert!(commits > 4, "{commits}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_cuts_its_caller_off_comes_back_and_says_why() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    let before = is(&kernel).await;
+    kernel.cut_off.store(true, Ordering::SeqCst);
+    let record = life.run("network_apply", change(second(), Options::default())).await;
+    assert_eq!((record.state, fault(&record)), (JobState::Failed, "MANAGEMENT_LOST"), "{record:?}");
+    assert_eq!(is(&kernel).await, before);
+    assert_told_and_acknowledged(&life).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_rebooted_inside_the_window_comes_back_with_what_was_confirmed() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    life.good("network_apply", change(first(), Options::default())).await;
+    let options = Options { confirm_within_s: Some(600), ..Options::default() };
+    let job = life.submit("network_apply", change(second(), options)).await;
+    seconds(5.0).await;
+    assert!(is(&kernel).await.links.contains_key(&name("br10")));
+    let store = life.crash().await;
+    host.world.call(Request::HostReboot, Duration::from_secs(1)).await.unwrap();
+    seconds(1.0).await;
+    assert!(!is(&kernel).await.links.contains_key(&name("old")), "a kernel forgets");
+    let life = Life::on(&host, store, CancellationToken::new()).await;
+    let record = life.end(job).await;
+    assert_eq!((record.state, fault(&record)), (JobState::Failed, "INTERRUPTED"));
+    life.quiet().await;
+    let now = is(&kernel).await;
+    assert!(now.links.contains_key(&name("old")) && !now.links.contains_key(&name("br10")));
+    assert_told_and_acknowledged(&life).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_confirmed_is_there_after_a_boot_before_the_first_vm_starts() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    life.good("network_apply", change(first(), Options::default())).await;
+    let mut record = vm("on-old");
+    record.config.vifs[0].bridge = name("old");
+    let vm = record.id();
+    life.good("create_vm", plan::create_vm(record)).await;
+    life.good("vm_autostart", plan::vm_autostart(vm, Autostart { enabled: true, order: 1, delay_s: 0 }))
+        .await;
+    life.good("start_vm", plan::start_vm(vm)).await;
+    let store = life.crash().await;
+    host.world.call(Request::HostReboot, Duration::from_secs(1)).await.unwrap();
+    seconds(1.0).await;
+    let life = Life::on(&host, store, CancellationToken::new()).await;
+    life.quiet().await;
+    let now = is(&kernel).await;
+    let vif = now.links.values().find(|link| link.kind == Kind::Vif).expect("the VM runs");
+    assert_eq!(vif.controller, Some(name("old")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn drift_is_an_alert_with_the_plan_and_ends_with_the_drift() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    life.good("network_apply", change(first(), Options::default())).await;
+    life.quiet().await;
+    let link = name("old");
+    let mtu = |mtu| dom0d::model::network::Change::SetMtu { link: link.clone(), mtu };
+    kernel.inner.change(&mtu(1300)).await.unwrap();
+    seconds(5.0).await;
+    let alerts = life.events("network.drift").await;
+    assert_eq!(alerts.len(), 1);
+    assert!(alerts[0].acknowledged.is_none() && alerts[0].text.contains("1400"), "{alerts:?}");
+    kernel.inner.change(&mtu(1400)).await.unwrap();
+    seconds(5.0).await;
+    let alerts = life.events("network.drift").await;
+    assert!(alerts.len() == 1 && alerts[0].acknowledged.is_some(), "{alerts:?}");
+}
