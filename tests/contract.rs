@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: a failure shall stop it")]
 
+#[path = "contract/dhcp.rs"]
+mod dhcp;
 #[path = "contract/env.rs"]
 mod env;
 #[path = "contract/kernel.rs"]

@@ -5,7 +5,7 @@ use super::arguments::{Arguments, Fields, Param, Type, may, need};
 use super::fault::{ApiFault, Result};
 use super::value::{from_json, int, structure, text, texts};
 use super::verb::{Kind, Origin, Row, Verb};
-use crate::job::JobRecord;
+use crate::job::{JobRecord, JobState};
 use crate::model::JobId;
 use crate::network::Desired;
 use crate::operation::network::{
@@ -49,7 +49,8 @@ pub fn verbs() -> impl Iterator<Item = Verb> {
 
 /// Whom a change must not cut off.
 pub(super) fn address(caller: &Caller) -> Option<IpAddr> {
-    caller.address.map(|address| address.ip()).filter(|ip| !ip.is_loopback())
+    // A socket for both families tells IPv4 callers as IPv6 ones (RFC 4291, 2.5.5.2).
+    caller.address.map(|address| address.ip().to_canonical()).filter(|ip| !ip.is_loopback())
 }
 
 fn read_desired(arguments: &Arguments) -> Result<Desired> {
@@ -208,7 +209,11 @@ fn network_rollback<'a>(api: &'a Api, _: &'a Arguments, caller: &'a Caller) -> B
         if api.engine.cancel(open.job, &caller.to_string()).await? {
             // It ends cancelled, which is what was asked for; a rollback that was blocked is told.
             let patience = end.saturating_duration_since(Instant::now());
-            api.engine.wait(open.job, patience).await?;
+            let ended = api.engine.wait(open.job, patience).await?;
+            if ended.is_some_and(|record| record.state == JobState::Succeeded) {
+                let text = format!("too late: the change of job {} was confirmed, and holds", open.job);
+                return Err(ApiFault::new("JOB_ENDED", text));
+            }
             if api.operations.network_open().await?.is_some_and(|left| left.job == open.job) {
                 return Err(ApiFault::new(
                     "ROLLBACK_BLOCKED",

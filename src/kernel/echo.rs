@@ -13,9 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Blocks for so long at most.
-pub(super) fn connects(address: SocketAddr, patience: Duration) -> bool {
-    std::net::TcpStream::connect_timeout(&address, patience).is_ok()
+pub(super) async fn connects(address: SocketAddr, patience: Duration) -> bool {
+    matches!(tokio::time::timeout(patience, tokio::net::TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 
 /// Blocks for [`PING`] at most.
@@ -110,13 +109,13 @@ mod tests {
         assert_eq!(checksum(&message), 0);
     }
 
-    #[test]
-    fn the_loopback_address_answers_and_a_port_that_listens_takes_a_connection() {
+    #[tokio::test]
+    async fn the_loopback_address_answers_and_a_port_that_listens_takes_a_connection() {
         assert!(ping(IpAddr::from([127, 0, 0, 1])));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(connects(address, Duration::from_secs(10)));
+        assert!(connects(address, Duration::from_secs(10)).await);
         drop(listener);
-        assert!(!connects(address, Duration::from_secs(10)));
+        assert!(!connects(address, Duration::from_secs(10)).await);
     }
 }

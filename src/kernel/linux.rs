@@ -5,6 +5,7 @@
 //! What is read from files or by system calls of one answer does not wait for anything, but it is a system call all the same
 //! and runs on the blocking pool.
 
+use super::dhcp::Dhcp;
 use super::netlink::{Counts, DEADLINE, Netlink, RECEIVE_BUFFER, ring_on_notices};
 use super::owners::Files;
 use super::place::Place;
@@ -37,6 +38,7 @@ const SYSFS: &str = "/sys/class/net";
 pub struct LinuxKernel {
     place: Place,
     netlink: Arc<Netlink>,
+    dhcp: Dhcp,
 }
 
 impl LinuxKernel {
@@ -55,7 +57,24 @@ impl LinuxKernel {
     }
 
     fn of(place: Place) -> Self {
-        Self { netlink: Arc::new(Netlink::new(place.clone())), place }
+        Self { netlink: Arc::new(Netlink::new(place.clone())), place, dhcp: Dhcp::default() }
+    }
+
+    /// With DHCP clients of other folders, and notes about them elsewhere.
+    #[must_use]
+    pub fn with_dhcp(self, dhcp: Dhcp) -> Self {
+        Self { dhcp, ..self }
+    }
+
+    async fn set_dhcp(&self, link: &IfName, on: bool) -> Result<(), KernelError> {
+        let done = if on {
+            let (dhcp, place, link) = (self.dhcp.clone(), self.place.clone(), link.clone());
+            let started = tokio::task::spawn_blocking(move || dhcp.on(&place, &link)).await;
+            started.map_err(|error| KernelError::Unanswered(error.to_string()))?
+        } else {
+            self.dhcp.off(link).await
+        };
+        done.map_err(|error| KernelError::Refused(Refused::Other(error.to_string())))
     }
 
     /// Does this in the handle's namespace, off the runtime's threads.
@@ -95,7 +114,16 @@ impl Kernel for LinuxKernel {
     }
 
     async fn network(&self) -> Result<NetworkView, KernelError> {
-        self.netlink.network().await
+        let mut view = self.netlink.network().await?;
+        let dhcp = self.dhcp.clone();
+        let served = tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(move || dhcp.served())).await;
+        let served = served.map_err(|_| KernelError::Unanswered("no answer in time".to_owned()))?;
+        for link in served.map_err(|error| KernelError::Unanswered(error.to_string()))? {
+            if let Some(link) = view.links.get_mut(&link) {
+                link.dhcp = true;
+            }
+        }
+        Ok(view)
     }
 
     /// Of a link in another namespace only what its driver tells: sysfs shows the namespace it was mounted in.
@@ -129,7 +157,13 @@ impl Kernel for LinuxKernel {
     }
 
     async fn change(&self, change: &Change) -> Result<(), KernelError> {
-        self.netlink.change(change).await
+        self.netlink.change(change).await?;
+        match change {
+            Change::SetDhcp { link, on } => self.set_dhcp(link, *on).await,
+            // What served it has nothing to serve any more.
+            Change::Delete { link } => self.set_dhcp(link, false).await,
+            _ => Ok(()),
+        }
     }
 
     async fn reaches(&self, address: IpAddr) -> Result<bool, KernelError> {
@@ -137,10 +171,14 @@ impl Kernel for LinuxKernel {
     }
 
     async fn connects(&self, address: SocketAddr, patience: Duration) -> bool {
+        if self.place.is_own() {
+            // Holds no thread: whoever asks for many holds up nobody.
+            return echo::connects(address, patience).await;
+        }
         let place = self.place.clone();
-        let asked =
-            tokio::task::spawn_blocking(move || place.within(|| Ok(echo::connects(address, patience))));
-        asked.await.is_ok_and(|told| told.unwrap_or(false))
+        let ask = move || std::net::TcpStream::connect_timeout(&address, patience).map(drop);
+        let asked = tokio::task::spawn_blocking(move || place.within(ask));
+        asked.await.is_ok_and(|told| told.is_ok())
     }
 
     async fn ping(&self, address: IpAddr) -> bool {

@@ -4,6 +4,7 @@
 //!
 //! It plans nothing and undoes nothing: that is the matter of `network` and `operation`.
 
+mod dhcp;
 mod echo;
 mod ethtool;
 pub mod linux;
@@ -14,6 +15,7 @@ pub mod sim;
 mod sysfs;
 
 pub use crate::model::network::{Changed, LinkFacts};
+pub use dhcp::Dhcp;
 
 use crate::model::network::{Change, NetworkView, Owner, Refused};
 use crate::model::{Bytes, IfName};

@@ -69,8 +69,8 @@ pub fn target(now: &NetworkView, then: &NetworkView, scope: &Scope) -> NetworkVi
     let mut target = now.clone();
     for name in &scope.links {
         match (now.links.get(name), then.links.get(name)) {
-            // A guest's card that is gone stays gone.
-            (None, Some(link)) if link.kind == Kind::Vif => {}
+            // What others make and take away (a guest's card, its device model's tap, a container's end) stays gone.
+            (None, Some(link)) if is_others(&link.kind) => {}
             (now, Some(link)) => {
                 let mut link = link.clone();
                 if let Some(now) = now.filter(|now| now.dhcp && link.dhcp) {
@@ -107,6 +107,10 @@ pub fn target(now: &NetworkView, then: &NetworkView, scope: &Scope) -> NetworkVi
     }
     drop_dangling(&mut target);
     target
+}
+
+fn is_others(kind: &Kind) -> bool {
+    matches!(kind, Kind::Vif | Kind::Other { .. } | Kind::Veth { peer: None })
 }
 
 /// What DHCP brought stays as it is now; where nothing is left of a family, it is asked for as it was.

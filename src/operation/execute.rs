@@ -119,6 +119,7 @@ impl Executor for Operations {
             Step::SendDomain { going, .. } => self.settle_migration(&going, context).await,
             Step::ReceiveDomain { document, .. } => self.undo_receive(&document).await,
             Step::NetworkApply {} => self.undo_network(context).await,
+            Step::NetworkSnapshot { .. } => self.undo_network_snapshot(context).await,
             // The plan says of every other step that it cannot be undone.
             _ => Ok(Outcome::done()),
         }

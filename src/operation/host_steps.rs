@@ -215,6 +215,7 @@ impl Operations {
                 Some(engine) => engine.prune().await.map_err(store)?,
                 None => 0,
             };
+            self.prune_network_history().await.map_err(store)?;
             // The quietest moment there is to give back what this and bursts of calls have left in the heap.
             give_back_memory().await;
             Ok(Outcome::result(json!({ "events": events, "jobs": jobs })))

@@ -380,9 +380,9 @@ impl Step {
             Self::SetPassword { .. } | Self::RenewCertificate { .. } => (true, false, 1),
             Self::NetworkApply {} => (true, true, 50),
             Self::NetworkRestore {} => (true, false, 50),
-            Self::NetworkSnapshot { .. } | Self::NetworkKeep { .. } | Self::NetworkConfirm { .. } => {
-                (false, false, 1)
-            }
+            // Nothing outside the store; but what it wrote is taken back if nothing follows.
+            Self::NetworkSnapshot { .. } => (false, true, 1),
+            Self::NetworkKeep { .. } | Self::NetworkConfirm { .. } => (false, false, 1),
             Self::NetworkDiscover { .. } => (false, false, 1),
             Self::NetworkAtBoot { .. } => (false, false, 10),
             _ => (true, false, 5),

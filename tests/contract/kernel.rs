@@ -251,6 +251,10 @@ pub async fn a_bridges_options_change_while_it_lives(kernel: &dyn Kernel) {
     let change = Change::SetBridge { link: name("kb0"), bridge: options };
     done(kernel, [change.clone(), change]).await;
     assert_eq!(link(kernel, "kb0").await.kind, Kind::Bridge(options));
+    // And back: a delay that the kernel takes only without STP.
+    let options = Bridge { stp: false, forward_delay_ms: 0, vlan_filtering: false };
+    done(kernel, [Change::SetBridge { link: name("kb0"), bridge: options }]).await;
+    assert_eq!(link(kernel, "kb0").await.kind, Kind::Bridge(options));
     done(kernel, [create("kv0", pair("kv1"))]).await;
     let change = Change::SetBridge { link: name("kv0"), bridge: options };
     refused(kernel, change, Refused::NotSupported).await;

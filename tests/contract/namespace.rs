@@ -29,9 +29,14 @@ impl Namespace {
         LinuxKernel::in_namespace_of(self.0.try_clone().unwrap())
     }
 
+    /// By which other programs find it while this one lives.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
     /// A program of this process's, run there by its descriptor.
     fn run(&self, program: &str, arguments: &[&str]) {
-        let path = format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd());
+        let path = self.path();
         let told = Command::new("nsenter")
             .arg(format!("--net={path}"))
             .arg(program)
@@ -42,7 +47,7 @@ impl Namespace {
     }
 }
 
-async fn done(kernel: &LinuxKernel, changes: impl IntoIterator<Item = Change>) {
+pub async fn done(kernel: &LinuxKernel, changes: impl IntoIterator<Item = Change>) {
     for change in changes {
         assert_eq!(kernel.change(&change).await, Ok(()), "{change}");
     }
@@ -52,12 +57,12 @@ fn up(link: &str) -> Change {
     Change::SetUp { link: name(link), up: true }
 }
 
-fn address(link: &str, address: &str) -> Change {
+pub fn address(link: &str, address: &str) -> Change {
     Change::AddAddress { link: name(link), address: address.parse().unwrap() }
 }
 
 /// `here0` in one, `there0` in the other.
-async fn joined() -> (Namespace, Namespace) {
+pub async fn joined() -> (Namespace, Namespace) {
     let (here, there) = (fresh(), fresh());
     let kernel = here.kernel();
     let kind = Kind::Veth { peer: Some(name("there0")) };

@@ -25,6 +25,8 @@ pub struct Faulty {
     pub stands: Notify,
     /// Whoever is asked for is not reached any more.
     pub cut_off: AtomicBool,
+    /// How long a reading takes.
+    pub reading: Mutex<Duration>,
     pub log: Mutex<Vec<Change>>,
 }
 
@@ -39,6 +41,7 @@ impl Faulty {
             stand_after: AtomicUsize::new(0),
             stands: Notify::new(),
             cut_off: AtomicBool::new(false),
+            reading: Mutex::default(),
             log: Mutex::default(),
         })
     }
@@ -70,6 +73,10 @@ impl Kernel for Faulty {
     }
 
     async fn network(&self) -> Result<NetworkView, KernelError> {
+        let pause = *self.reading.lock().unwrap();
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         self.inner.network().await
     }
 

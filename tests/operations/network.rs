@@ -153,6 +153,8 @@ async fn a_rollback_that_is_blocked_is_told_lets_nothing_else_begin_and_is_done_
         assert_eq!(is(&kernel).await, before, "{at}");
         assert_told_and_acknowledged(&life).await;
         assert_eq!(life.events("network.restored").await.len(), 1);
+        let blocked = life.events("network.rollback_blocked").await;
+        assert!(blocked.len() == 1 && blocked[0].acknowledged.is_some(), "{blocked:?}");
     }
 }
 
@@ -323,4 +325,35 @@ async fn drift_is_an_alert_with_the_plan_and_ends_with_the_drift() {
     seconds(5.0).await;
     let alerts = life.events("network.drift").await;
     assert!(alerts.len() == 1 && alerts[0].acknowledged.is_some(), "{alerts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_ends_before_its_first_effect_leaves_nothing_open() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    let before = is(&kernel).await;
+    // Its time is over when the snapshot has been taken.
+    *kernel.reading.lock().unwrap() = Duration::from_secs(3);
+    let deadline = Some(Duration::from_secs(2));
+    let options = dom0d::job::Options { deadline, ..dom0d::job::Options::default() };
+    let plan = change(second(), Options::default());
+    let submission = life.operations.submission("network_apply", "test", plan, options);
+    let record = life.end(life.engine.submit(submission).await.unwrap()).await;
+    *kernel.reading.lock().unwrap() = Duration::ZERO;
+    assert_eq!((record.state, fault(&record)), (JobState::Failed, "JOB_DEADLINE"), "{record:?}");
+    assert_eq!(record.steps[0].state, dom0d::job::StepState::Undone);
+    assert_eq!(life.operations.network_open().await.unwrap(), None);
+    assert_eq!(life.events("network.operation_failed").await.len(), 0, "nothing was done");
+    assert_eq!(is(&kernel).await, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn asking_again_for_what_is_declared_and_there_is_no_news() {
+    let (host, _) = house();
+    let life = Life::begin(&host).await;
+    for _ in 0..3 {
+        life.good("network_apply", change(first(), Options::default())).await;
+    }
+    assert_eq!(life.events("network.changed").await.len(), 1);
+    assert_eq!(life.operations.network_history(10).await.unwrap().len(), 1);
 }

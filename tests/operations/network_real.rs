@@ -43,7 +43,7 @@ async fn house() -> (Host, Arc<Faulty>) {
 
 fn bridge(n: u64, mtu: u64) -> DesiredLink {
     let mut bridge = DesiredLink::new(Kind::Bridge(Bridge {
-        stp: n % 2 == 0,
+        stp: n.is_multiple_of(2),
         forward_delay_ms: 4000,
         ..Bridge::default()
     }));

@@ -18,7 +18,7 @@ pub enum Capability {
 /// so: managers offer their users what they read here.
 pub const CAPABILITIES: [(&str, Capability); 23] = [
     ("ISCSI", Capability::Flag(false)),
-    ("BOND_MODE_LINK_AGGREGATION", Capability::Flag(false)),
+    ("BOND_MODE_LINK_AGGREGATION", Capability::Flag(true)),
     ("POWER_ON_WOL", Capability::Flag(false)),
     ("ALL_VM_CPU_OVERSUBSCRIBE", Capability::Flag(true)),
     ("HVM_MAX_VNICS", Capability::Number(8)),
@@ -30,14 +30,14 @@ pub const CAPABILITIES: [(&str, Capability); 23] = [
     ("VM_MEMORY_ALIGNMENT", Capability::Number(1_048_576)),
     ("MIGRATION_SETUP", Capability::Flag(false)),
     ("PER_VM_CPU_OVERSUBSCRIBE", Capability::Flag(true)),
-    ("BOND_MODE_ACTIVE_BACKUP", Capability::Flag(false)),
+    ("BOND_MODE_ACTIVE_BACKUP", Capability::Flag(true)),
     ("NFS", Capability::Flag(false)),
     ("VM_VNC_CONSOLE", Capability::Flag(true)),
-    ("MTU_CONFIGURATION", Capability::Flag(false)),
+    ("MTU_CONFIGURATION", Capability::Flag(true)),
     ("HIGH_AVAILABILITY", Capability::Flag(false)),
     ("MAX_CONCURRENT_MIGRATION_IN", Capability::Number(1)),
     ("VM_SERIAL_CONSOLE", Capability::Flag(true)),
-    ("BOND_MODE_ADAPTIVE_LOAD_BALANCING", Capability::Flag(false)),
+    ("BOND_MODE_ADAPTIVE_LOAD_BALANCING", Capability::Flag(true)),
     ("VM_SUSPEND", Capability::Flag(true)),
     ("YUM_PACKAGE_MANAGEMENT", Capability::Flag(false)),
 ];

@@ -57,14 +57,8 @@ impl Netlink {
             Change::DeleteAddress { link, address } => self.delete_address(link, *address).await,
             Change::AddRoute { route } => self.add_route(route).await,
             Change::DeleteRoute { route } => self.delete_route(route).await,
-            Change::SetDhcp { link, on } => {
-                self.link(link).await?;
-                if *on {
-                    tracing::warn!(%link, "DHCP was asked for, but no DHCP client is driven yet");
-                    return Err(KernelError::Refused(Refused::NotSupported));
-                }
-                Ok(())
-            }
+            // The kernel knows nothing of it: `dhcp` does.
+            Change::SetDhcp { link, .. } => self.link(link).await.map(drop),
         }
     }
 
@@ -213,7 +207,14 @@ impl Netlink {
 
     async fn set_bridge(&self, name: &IfName, bridge: &Bridge) -> Done {
         let found = self.link(name).await?;
-        let old = dump::bridge(&found).ok_or(KernelError::Refused(Refused::NotSupported))?;
+        let mut old = dump::bridge(&found).ok_or(KernelError::Refused(Refused::NotSupported))?;
+        if old.stp && !bridge.stp {
+            // Of its own, and first: the kernel sets the delay before the state, whatever stands first in a message
+            // (`br_changelink`), and with STP on it takes 2 to 30 s only.
+            let off = vec![InfoBridge::StpState(BridgeStpState::Disabled)];
+            self.set_options(found.header.index, InfoKind::Bridge, InfoData::Bridge(off)).await?;
+            old.stp = false;
+        }
         let options = changed_bridge(Some(&old), bridge);
         if options.is_empty() {
             return Ok(());

@@ -278,7 +278,8 @@ pub(super) fn bond(message: &LinkMessage, names: &Names) -> Bond {
     bond
 }
 
-/// `None` for those that the kernel makes by itself and that come and go: link-local ones, and temporary ones (RFC 8981).
+/// `None` for those that the kernel makes by itself and that come and go: link-local ones, and IPv6 ones with a lifetime,
+/// which a router's advertisement brings (RFC 4862) or of which a temporary one is made (RFC 8981).
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     let (mut of_link, mut of_network) = (None, None);
     let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
@@ -294,7 +295,9 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     let ip = of_link.or(of_network)?;
     if let IpAddr::V6(six) = ip
         // IFA_F_SECONDARY has the same bit as IFA_F_TEMPORARY.
-        && (six.is_unicast_link_local() || flags.contains(AddressFlags::Secondary))
+        && (six.is_unicast_link_local()
+            || flags.contains(AddressFlags::Secondary)
+            || !flags.contains(AddressFlags::Permanent))
     {
         return None;
     }

@@ -119,7 +119,7 @@ fn a_range_of_vlans_is_all_of_them_and_bridges_without_filtering_have_none() {
 }
 
 #[test]
-fn link_local_and_temporary_addresses_are_left_out_and_of_two_ends_ours_is_told() {
+fn link_local_and_passing_addresses_are_left_out_and_of_two_ends_ours_is_told() {
     let told = |attributes: Vec<AddressAttribute>| {
         let mut message = AddressMessage::default();
         message.header.prefix_len = 32;
@@ -128,8 +128,11 @@ fn link_local_and_temporary_addresses_are_left_out_and_of_two_ends_ours_is_told(
     };
     let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
     let six = || AddressAttribute::Address(ip("2001:db8::1"));
-    assert_eq!(told(vec![six()]).as_deref(), Some("2001:db8::1/32"));
-    assert_eq!(told(vec![six(), AddressAttribute::Flags(AddressFlags::Secondary)]), None);
+    let lasting = AddressAttribute::Flags(AddressFlags::Permanent);
+    assert_eq!(told(vec![six(), lasting]).as_deref(), Some("2001:db8::1/32"));
+    assert_eq!(told(vec![six()]), None, "a router's advertisement brought it");
+    let temporary = AddressAttribute::Flags(AddressFlags::Permanent | AddressFlags::Secondary);
+    assert_eq!(told(vec![six(), temporary]), None);
     let lasting = AddressAttribute::Flags(AddressFlags::Permanent | AddressFlags::Managetempaddr);
     assert!(told(vec![six(), lasting]).is_some());
     assert_eq!(told(vec![AddressAttribute::Address(ip("fe80::1"))]), None);

@@ -6,7 +6,7 @@ use super::{
     kernel_fault, locks, store_fault, told,
 };
 use crate::event::{Event, Severity};
-use crate::job::{JobFault, Outcome, StepContext};
+use crate::job::{JobFault, Outcome, StepContext, StepState};
 use crate::model::Timestamp;
 use crate::model::network::NetworkView;
 use crate::network::{Scope, differences, is_there, plan};
@@ -23,6 +23,8 @@ const ROUNDS: usize = 3;
 /// What comes a moment after its change (an address that is being checked) is waited for.
 const VERIFY: Duration = Duration::from_secs(3);
 const VERIFY_PAUSE: Duration = Duration::from_millis(20);
+/// It goes into one transaction, where it is a fifth larger.
+const MAX_OPEN_BYTES: usize = 3_200_000;
 /// A neighbour is asked anew for so long before it counts as lost: a link that was off and on again needs its time.
 const LOST_AFTER: Duration = Duration::from_secs(15);
 
@@ -80,9 +82,17 @@ impl Operations {
             caller,
             applied: false,
             told: None,
+            blocked: None,
         };
         let mut outcome = Outcome::value(json!({ "changes": words }));
-        write_document(&mut outcome.writes, &OPEN, &open);
+        let bytes = write_document(&mut outcome.writes, &OPEN, &open);
+        if bytes > MAX_OPEN_BYTES {
+            let text = format!(
+                "what has to be written down for the way back has {bytes} bytes, {MAX_OPEN_BYTES} are allowed: change \
+                 the network in smaller parts; nothing was changed"
+            );
+            return Err(JobFault::refusal("INVALID_NETWORK", text));
+        }
         Ok(outcome)
     }
 
@@ -90,6 +100,21 @@ impl Operations {
     pub(super) async fn machine_boot_id(&self) -> Result<String> {
         let facts = self.machine.facts().await.map_err(crate::operation::fault::machine)?;
         Ok(facts.boot_id)
+    }
+
+    /// A change that ended before anything was done leaves nothing open. One whose rollback is blocked stays.
+    pub(in crate::operation) async fn undo_network_snapshot(&self, context: &StepContext) -> Result<Outcome> {
+        let mut outcome = Outcome::done();
+        let Some(open) = self.network_of(context.job).await? else { return Ok(outcome) };
+        let record = match self.engine() {
+            Some(engine) => engine.get(context.job).await.map_err(|e| store_fault(&e))?,
+            None => None,
+        };
+        let apply = record.as_ref().and_then(|record| record.steps.get(context.step + 1));
+        if apply.is_some_and(|step| step.state == StepState::Pending) {
+            self.close_open(&open, &mut outcome.writes).await?;
+        }
+        Ok(outcome)
     }
 
     /// Has the kernel do it, and looks whether it has, and whether the caller can still reach us.
@@ -255,8 +280,13 @@ impl Operations {
             Outcome::result(json!({ "job": context.job.0, "changes": changes, "answer": answer }));
         write_document(&mut outcome.writes, &NETWORK, &open.after);
         self.close_open(&open, &mut outcome.writes).await?;
+        let same = open.before.desired == open.after.desired && open.before.meta == open.after.meta;
+        if changes.is_empty() && same {
+            // A manager that asks for its bridges again before each start of a VM is no news.
+            return Ok(outcome);
+        }
         let text = match changes.len() {
-            0 => "the network is declared as it was".to_owned(),
+            0 => "another declaration of the network, which the kernel has already".to_owned(),
             _ => format!("the network was changed: {}", changes.join("; ")),
         };
         Event::new("network.changed", Severity::Info, "network", text)

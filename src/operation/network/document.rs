@@ -24,13 +24,15 @@ impl Key for PartNumber {
 }
 
 /// Replaces the table's document. What an older, longer one had beyond is not read any more, and goes with it at last.
-pub(super) fn write_document<T: Serialize>(txn: &mut Txn, table: &Table<Part>, document: &T) {
+/// Answers how many bytes it has.
+pub(super) fn write_document<T: Serialize>(txn: &mut Txn, table: &Table<Part>, document: &T) -> usize {
     let text = serde_json::to_string(document).expect("its maps have text keys, so it has a JSON form");
     let all: Vec<&str> = pieces(&text, PIECE_BYTES).collect();
     let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
     for (number, piece) in (0..).zip(all) {
         txn.put(table, &PartNumber(number), &Part { pieces: count, text: piece.to_owned() });
     }
+    text.len()
 }
 
 /// Deletes the document, whatever its size.

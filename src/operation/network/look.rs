@@ -16,8 +16,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Between two tries of a rollback that is blocked.
+/// Between the first tries of a rollback that is blocked; then twice as long each time, up to [`LONGEST_RETRY`].
 pub const RETRY: Duration = Duration::from_secs(30);
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How soon the network is looked at again while a job holds it, or after a kernel that did not answer.
@@ -32,7 +33,8 @@ struct Look {
     watching: Watching,
     /// The alert that tells of drift, while there is any.
     alert: Option<(EventNumber, Vec<String>)>,
-    next_try: Option<Instant>,
+    /// When to try next, and how long to wait after that.
+    next_try: Option<(Instant, Duration)>,
 }
 
 /// Looks until `stop`.
@@ -138,10 +140,11 @@ impl Look {
             self.next_try = None;
             return;
         }
-        if self.next_try.is_some_and(|at| Instant::now() < at) {
+        if self.next_try.is_some_and(|(at, _)| Instant::now() < at) {
             return;
         }
-        self.next_try = Some(Instant::now() + RETRY);
+        let pause = self.next_try.map_or(RETRY, |(_, pause)| pause);
+        self.next_try = Some((Instant::now() + pause, LONGEST_RETRY.min(2 * pause)));
         let Some(engine) = operations.engine() else { return };
         let submission = operations.submission(
             "network_restore",

@@ -118,8 +118,11 @@ pub struct Open {
     pub caller: Option<IpAddr>,
     /// All of it is done and verified.
     pub applied: bool,
-    /// The event that tells of its failure, not acknowledged by us yet.
+    /// The event that tells of its failure.
     pub told: Option<EventNumber>,
+    /// The event that tells that its rollback is blocked, while it is.
+    #[serde(default)]
+    pub blocked: Option<EventNumber>,
 }
 
 impl Open {
@@ -239,21 +242,33 @@ impl Operations {
         let aim = crate::network::aim(&now, &before.desired, &after.desired);
         let scope = Scope::of(&before.desired, &after.desired, &now);
         let changes = crate::network::plan(&now, &aim, &scope);
-        if !options.may_cut_management && !changes.is_empty() {
-            let is_theirs = |network: &&crate::network::LogicalNetwork| {
-                network.roles.contains(&crate::network::Role::Management)
-            };
-            let management = crate::network::Management {
-                ip: caller.and_then(|peer| crate::network::way_in(&now, peer)),
-                peer: caller,
-                link: before.desired.networks.values().find(is_theirs).map(|network| network.link.clone()),
-            };
-            let cuts = crate::network::cuts_management(&now, &aim, &management);
-            if let Some(problem) = cuts.or_else(|| crate::network::cuts_all(&now, &aim)) {
-                return Err(invalid(&[problem]));
-            }
+        if !options.may_cut_management
+            && !changes.is_empty()
+            && let Some(problem) = self.cut_off(&before, &now, &aim, caller)
+        {
+            return Err(invalid(&[problem]));
         }
         Ok(Draft { before, after, now, aim, scope, changes })
+    }
+
+    /// Whether a network takes away what the other one is reached by.
+    fn cut_off(
+        &self,
+        before: &Confirmed,
+        now: &NetworkView,
+        then: &NetworkView,
+        caller: Option<IpAddr>,
+    ) -> Option<Problem> {
+        let is_theirs = |network: &&crate::network::LogicalNetwork| {
+            network.roles.contains(&crate::network::Role::Management)
+        };
+        let management = crate::network::Management {
+            ip: caller.and_then(|peer| crate::network::way_in(now, peer)),
+            peer: caller,
+            link: before.desired.networks.values().find(is_theirs).map(|network| network.link.clone()),
+        };
+        let cuts = crate::network::cuts_management(now, then, &management);
+        cuts.or_else(|| crate::network::cuts_all(now, then))
     }
 }
 

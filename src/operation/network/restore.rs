@@ -39,16 +39,26 @@ impl Operations {
             open.told = Some(self.events.publish(&event).await.map_err(|e| store_fault(&e))?);
             self.write_open(&open).await?;
         }
-        let kept = open.options.on_failure == OnFailure::Keep && why.starts_with("NETWORK_");
+        let kept = why.starts_with("NETWORK_") && self.may_be_kept(&open).await;
         let back = if kept { Ok(()) } else { self.roll_back(&open).await };
         self.discover_below(&open, context).await;
         if let Err(fault) = back {
-            self.tell_blocked(&open, &fault).await;
+            self.tell_blocked(open, &fault).await;
             return Err(fault);
         }
         let mut outcome = Outcome::done();
         self.close_failed(&open, kept, Some(why), context, &mut outcome.writes).await?;
         Ok(outcome)
+    }
+
+    /// Whether what worked may stay: it was asked for, nobody waits to see whether he is cut off, and nobody is.
+    async fn may_be_kept(&self, open: &Open) -> bool {
+        if open.options.on_failure != OnFailure::Keep || open.options.confirm_within_s.is_some() {
+            return false;
+        }
+        let Ok(now) = self.kernel.network().await else { return false };
+        open.options.may_cut_management
+            || self.cut_off(&open.before, &open.snapshot, &now, open.caller).is_none()
     }
 
     async fn why_failed(&self, job: JobId) -> String {
@@ -126,7 +136,11 @@ impl Operations {
         }
     }
 
-    async fn tell_blocked(&self, open: &Open, fault: &JobFault) {
+    /// Once, and acknowledged when it is over.
+    async fn tell_blocked(&self, mut open: Open, fault: &JobFault) {
+        if open.blocked.is_some() {
+            return;
+        }
         let text = format!(
             "the rollback of job {} is blocked ({}); it is tried again every {} s and at the next start, and no other \
              change of the network is begun before",
@@ -136,8 +150,14 @@ impl Operations {
         );
         let event =
             Event::new("network.rollback_blocked", Severity::Critical, "network", text).with_job(open.job);
-        if let Err(error) = self.events.publish(&event).await {
-            tracing::error!(%error, "a blocked rollback was not told");
+        match self.events.publish(&event).await {
+            Ok(number) => {
+                open.blocked = Some(number);
+                if let Err(fault) = self.write_open(&open).await {
+                    tracing::warn!(%fault, "a blocked rollback is told once more at its next try");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a blocked rollback was not told"),
         }
     }
 
@@ -156,6 +176,10 @@ impl Operations {
             write_document(writes, &NETWORK, &kept);
         }
         self.close_open(open, writes).await?;
+        if let Some(blocked) = open.blocked {
+            let by = format!("rollback done, job {}", context.job);
+            self.events.acknowledge(&[blocked], &by).await.map_err(|e| store_fault(&e))?;
+        }
         let ending = match (kept, context.job == open.job) {
             (true, _) => Ending::Kept,
             (false, true) => Ending::RolledBack,
@@ -197,7 +221,10 @@ impl Operations {
         let mut outcome = Outcome::done();
         outcome.writes.set_importance(crate::store::Importance::Essential);
         if let Some(open) = self.network_open().await? {
-            self.roll_back(&open).await?;
+            if let Err(fault) = self.roll_back(&open).await {
+                self.tell_blocked(open, &fault).await;
+                return Err(fault);
+            }
             self.discover_below(&open, context).await;
             self.close_failed(&open, false, None, context, &mut outcome.writes).await?;
             let text = format!("the rollback of job {} is done", open.job);

@@ -1,11 +1,11 @@
 //! What there is to tell of the network.
 
-use super::{Confirmed, Open, Operations, PAST, Past, Result, kernel_fault, store_fault};
+use super::{Confirmed, MAX_PAST, Open, Operations, PAST, Past, Result, kernel_fault, store_fault};
 use crate::job::JobState;
 use crate::model::network::{NetworkView, Owner};
 use crate::model::{IfName, JobId};
 use crate::network::{Scope, aim, plan};
-use crate::store::Range;
+use crate::store::{Range, StoreError};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -48,6 +48,13 @@ impl Operations {
             .await
             .map_err(|e| store_fault(&e))?;
         Ok(rows.into_iter().map(|(_, past)| past).collect())
+    }
+
+    /// Deletes the oldest changes beyond [`MAX_PAST`].
+    pub(in crate::operation) async fn prune_network_history(&self) -> std::result::Result<(), StoreError> {
+        let newest = *self.store.sequence(PAST.name).borrow();
+        let keep_from = newest.saturating_sub(MAX_PAST) + 1;
+        self.store.prune(&PAST, keep_from.to_be_bytes().to_vec(), 20_000).await.map(drop)
     }
 
     /// Waits until a change has ended or waits for its confirmation.
