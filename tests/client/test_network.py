@@ -62,7 +62,7 @@ class Declared(Network):
 
     def test_a_change_that_nobody_confirms_comes_back_and_its_event_acknowledges_itself(self):
         since, before = self.last(), self.links()
-        asked = self.proxy.network_apply({"links": {"br8": bridge()}}, {"confirm_within": 1})
+        asked = self.proxy.network_apply({"links": {"br8": bridge()}}, {"confirm_within": 5})
         self.assertTrue(asked["confirm_until"])
         self.assertEqual(asked["changes"], ["make bridge br8", "switch br8 on"])
         self.assertIn("br8", self.links())
@@ -96,7 +96,7 @@ class Declared(Network):
 
     def test_what_the_agents_death_leaves_in_the_window_is_taken_back_at_its_end(self):
         before = self.links()
-        asked = self.proxy.network_apply({"links": {"br11": bridge()}}, {"confirm_within": 2})
+        asked = self.proxy.network_apply({"links": {"br11": bridge()}}, {"confirm_within": 5})
         self.daemon.process.kill()
         self.daemon.process.wait()
         self.daemon.start()
@@ -113,7 +113,7 @@ class Declared(Network):
         self.proxy.start_vm(REPO, vm)
         try:
             (vif,) = [name for name, link in self.links().items() if link.get("controller") == "brv"]
-            asked = self.proxy.network_apply({}, {"confirm_within": 1})
+            asked = self.proxy.network_apply({}, {"confirm_within": 5})
             self.assertNotIn("brv", self.links())
             self.proxy.job_wait(asked["job"], 60)
             self.assertEqual(self.links()[vif]["controller"], "brv")
@@ -163,7 +163,7 @@ class Declared(Network):
         for call in (self.proxy.network_plan, self.proxy.network_apply):
             self.assertFault("management", call, without)
         self.assertGreater(self.proxy.network_plan(without, {"may_cut_management": True})["count"], 0)
-        asked = self.proxy.network_apply(without, {"may_cut_management": True, "confirm_within": 1})
+        asked = self.proxy.network_apply(without, {"may_cut_management": True, "confirm_within": 5})
         self.assertEqual(self.proxy.job_wait(asked["job"], 60)["state"], "failed")
         self.assertEqual(self.links()["xenbr0"]["addresses"], ["192.0.2.10/24"])
 
