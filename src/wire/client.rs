@@ -168,6 +168,12 @@ impl Client {
         }
     }
 
+    /// Whether it holds a connection of which it does not know that it was closed. A call in the very moment in which the
+    /// other end closes one fails, since nobody can say whether it was heard.
+    pub fn is_connected(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| !connection.is_closed())
+    }
+
     /// A new connection that becomes a stream: `path` asked for with `Upgrade: protocol`. The other end may refuse.
     pub async fn open_stream(
         &self,
