@@ -101,7 +101,7 @@ fn bridge_change(arguments: &Arguments, caller: &Caller) -> Result<Plan> {
     let words = format!("{} bridge {bridge} on {net_dev}", arguments.text("action")?);
     let ask = match start {
         true => Ask::Bridge { bridge, link: net_dev, vlan: None },
-        false => Ask::NoBridge { bridge },
+        false => Ask::NoBridge { bridge, with_vlan: false },
     };
     Ok(change("configure a bridge", ask, words, caller))
 }
@@ -130,7 +130,8 @@ fn local_config<'a>(_: &'a Api, arguments: &'a Arguments, caller: &'a Caller) ->
         let start = either(arguments, "action", "start", "stop")?;
         let bridge = link(arguments, "bridge")?;
         let words = format!("{} bridge {bridge}", arguments.text("action")?);
-        let ask = if start { Ask::LocalBridge { bridge } } else { Ask::NoBridge { bridge } };
+        let ask =
+            if start { Ask::LocalBridge { bridge } } else { Ask::NoBridge { bridge, with_vlan: false } };
         Ok(change("configure a local bridge", ask, words, caller))
     }
     .boxed()
@@ -167,7 +168,7 @@ fn vlan_bridge<'a>(
         let tagged = (id.get() != 1).then_some(id);
         let ask = match start {
             true => Ask::Bridge { bridge, link: net_dev, vlan: tagged },
-            false => Ask::NoBridge { bridge },
+            false => Ask::NoBridge { bridge, with_vlan: tagged.is_some() },
         };
         Ok(change("configure a VLAN's bridge", ask, words, caller))
     }

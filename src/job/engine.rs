@@ -375,11 +375,21 @@ impl Engine {
 
     /// Waits until a job has ended, at most `timeout`. Answers its record as it then is.
     pub async fn wait(&self, id: JobId, timeout: Duration) -> Result<Option<Arc<JobRecord>>, StoreError> {
+        self.wait_until(id, timeout, |record| record.state.is_terminal()).await
+    }
+
+    /// Waits until an open job's record is so, or the job has ended, at most `timeout`. Answers its record as it then is.
+    pub async fn wait_until(
+        &self,
+        id: JobId,
+        timeout: Duration,
+        is_so: impl Fn(&JobRecord) -> bool,
+    ) -> Result<Option<Arc<JobRecord>>, StoreError> {
         if let Some(open) = self.find_open(id) {
             let mut watch = open.record.subscribe();
-            let ended = watch.wait_for(|r| r.state.is_terminal());
+            let waited = watch.wait_for(|record| record.state.is_terminal() || is_so(record));
             tokio::select! {
-                record = ended => if let Ok(record) = record {
+                record = waited => if let Ok(record) = record {
                     return Ok(Some(Arc::clone(&record)));
                 },
                 () = tokio::time::sleep(timeout) => {}

@@ -33,9 +33,10 @@ pub enum Ask {
     LocalBridge {
         bridge: IfName,
     },
-    /// The bridge goes, and with it the VLAN that was made for it.
+    /// The bridge goes; `with_vlan`: and with it the VLAN that was made for it.
     NoBridge {
         bridge: IfName,
+        with_vlan: bool,
     },
     Vlan {
         link: IfName,
@@ -125,7 +126,7 @@ impl Ask {
                 }
                 edit.desired.links.insert(bridge.clone(), DesiredLink::new(Kind::Bridge(Bridge::default())));
             }
-            Self::NoBridge { bridge } => edit.no_bridge(bridge)?,
+            Self::NoBridge { bridge, with_vlan } => edit.no_bridge(bridge, *with_vlan)?,
             Self::Vlan { link, id } => {
                 edit.vlan(link, *id)?;
             }
@@ -239,6 +240,10 @@ impl Edit<'_> {
         if !self.is_known(link) {
             return Err(Problem::new("interface", format!("there is no link {link}")));
         }
+        // A VLAN is on only while what it stands on is.
+        if self.now.links.get(link).is_some_and(|is| !is.up) {
+            self.declare(link, "interface")?.up = true;
+        }
         let name = vlan_name(link, id)?;
         let kind = Kind::Vlan { parent: link.clone(), id };
         self.desired.links.entry(name.clone()).or_insert_with(|| DesiredLink::new(kind));
@@ -277,12 +282,10 @@ impl Edit<'_> {
     }
 
     /// The bridge's only port gets back what the bridge has.
-    fn no_bridge(&mut self, bridge: &IfName) -> Result<(), Problem> {
-        if !self.desired.links.contains_key(bridge) && self.now.links.contains_key(bridge) {
-            self.declare(bridge, "bridge")?;
-        }
+    fn no_bridge(&mut self, bridge: &IfName, with_vlan: bool) -> Result<(), Problem> {
         let Some(one) = self.desired.links.get(bridge) else {
-            return Err(Problem::new("bridge", format!("there is no bridge {bridge}")));
+            // There or not: the one word for what is no link, and for what is not ours to remove.
+            return self.remove(bridge, "bridge");
         };
         if !matches!(one.kind, Kind::Bridge(_)) {
             return Err(Problem::new("bridge", format!("{bridge} is no bridge")));
@@ -293,7 +296,7 @@ impl Edit<'_> {
         let ports = one.ports.clone();
         if let (1, Some(port)) = (ports.len(), ports.first()) {
             match self.desired.links.get(port).map(|port| &port.kind) {
-                Some(Kind::Vlan { .. }) => self.remove(port, "net_dev")?,
+                Some(Kind::Vlan { .. }) if with_vlan => self.remove(port, "net_dev")?,
                 _ => self.move_addresses(bridge, port)?,
             }
         }
@@ -340,15 +343,7 @@ impl Edit<'_> {
             self.options(bond)?;
             return Ok(());
         }
-        let options = Bond {
-            mode,
-            miimon_ms: MIIMON_MS,
-            up_delay_ms: 0,
-            down_delay_ms: 0,
-            primary: None,
-            lacp_rate: Default::default(),
-            xmit_hash: Default::default(),
-        };
+        let options = Bond { miimon_ms: MIIMON_MS, ..Bond::new(mode) };
         self.desired.links.insert(bond.clone(), DesiredLink::new(Kind::Bond(options)));
         Ok(())
     }

@@ -25,6 +25,21 @@ pub enum Role {
     VirtualMachine,
 }
 
+impl Role {
+    /// Each with its word.
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("MANAGEMENT", Self::Management),
+        ("CLUSTER_HEARTBEAT", Self::ClusterHeartbeat),
+        ("LIVE_MIGRATE", Self::LiveMigrate),
+        ("STORAGE", Self::Storage),
+        ("VIRTUAL_MACHINE", Self::VirtualMachine),
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(_, role)| *role == self).map_or("", |(word, _)| word)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogicalNetwork {
     pub link: IfName,

@@ -1,7 +1,7 @@
 //! The network as a tree for a terminal: bridges and what hangs on them, each link once.
 
+use super::Desired;
 use super::aim::vlans_by_parent;
-use super::{Desired, Role};
 use crate::model::IfName;
 use crate::model::network::{Kind, LinkView, NetworkView, Owner};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,22 +45,12 @@ pub fn diagram(view: &NetworkView, desired: &Desired, owners: &BTreeMap<IfName, 
 fn roles(desired: &Desired) -> BTreeMap<&IfName, Vec<String>> {
     let mut roles: BTreeMap<&IfName, Vec<String>> = BTreeMap::new();
     for (label, network) in &desired.networks {
-        let words: Vec<&str> = network.roles.iter().map(|role| word(*role)).collect();
+        let words: Vec<&str> = network.roles.iter().map(|role| role.as_str()).collect();
         let label: String = label.as_str().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         let told = if words.is_empty() { label } else { format!("{label}: {}", words.join(" ")) };
         roles.entry(&network.link).or_default().push(told);
     }
     roles
-}
-
-fn word(role: Role) -> &'static str {
-    match role {
-        Role::Management => "MANAGEMENT",
-        Role::ClusterHeartbeat => "CLUSTER_HEARTBEAT",
-        Role::LiveMigrate => "LIVE_MIGRATE",
-        Role::Storage => "STORAGE",
-        Role::VirtualMachine => "VIRTUAL_MACHINE",
-    }
 }
 
 struct Drawing<'a> {

@@ -38,15 +38,7 @@ pub fn host(links: &[(&str, Kind)]) -> NetworkView {
 }
 
 pub fn bond(mode: BondMode) -> Bond {
-    Bond {
-        mode,
-        miimon_ms: 100,
-        up_delay_ms: 0,
-        down_delay_ms: 0,
-        primary: None,
-        lacp_rate: LacpRate::Slow,
-        xmit_hash: XmitHash::Layer2,
-    }
+    Bond { miimon_ms: 100, ..Bond::new(mode) }
 }
 
 /// Choices; when it is at its end always the first.

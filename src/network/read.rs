@@ -407,18 +407,11 @@ impl Reader {
     }
 
     fn network(&mut self, field: &str, value: &Value) -> Option<LogicalNetwork> {
-        const ROLES: &[(&str, Role)] = &[
-            ("MANAGEMENT", Role::Management),
-            ("CLUSTER_HEARTBEAT", Role::ClusterHeartbeat),
-            ("LIVE_MIGRATE", Role::LiveMigrate),
-            ("STORAGE", Role::Storage),
-            ("VIRTUAL_MACHINE", Role::VirtualMachine),
-        ];
         let mut members = self.members(field, value)?;
         let link = self.needed(&mut members, "link", "an interface's name", Self::name);
         let roles = members.get("roles").map(|value| {
-            let role = |reader: &mut Self, field: &str, value: &Value| reader.word(field, value, ROLES);
-            self.set(&members.field("roles"), value, ROLES.len(), role)
+            let role = |reader: &mut Self, field: &str, value: &Value| reader.word(field, value, &Role::ALL);
+            self.set(&members.field("roles"), value, Role::ALL.len(), role)
         });
         self.no_more(members);
         Some(LogicalNetwork { link: link?, roles: roles.unwrap_or_default() })

@@ -2,7 +2,7 @@
 
 use super::migrate_in::Document;
 use super::migrate_out::Going;
-use super::network::{Options as NetworkOptions, Want};
+use super::network::{CONFIRM, Options as NetworkOptions, Want};
 use crate::host::record::HostRecord;
 use crate::host::{Peer, PeerAddress};
 use crate::job::{PlannedStep, Resume};
@@ -509,9 +509,9 @@ impl Step {
             Self::NetworkApply {} => {
                 ("apply", "change the network, and look whether it is as asked".to_owned())
             }
-            Self::NetworkConfirm { within_s: 0 } => ("confirm", "no word is waited for".to_owned()),
+            Self::NetworkConfirm { within_s: 0 } => (CONFIRM, "no word is waited for".to_owned()),
             Self::NetworkConfirm { within_s } => {
-                ("confirm", format!("wait for network_confirm, {within_s} s from the snapshot"))
+                (CONFIRM, format!("wait for network_confirm, {within_s} s from the snapshot"))
             }
             Self::NetworkKeep { .. } => ("keep", "write down that this holds from now on".to_owned()),
             Self::NetworkRestore {} => ("restore", "bring back what is declared".to_owned()),

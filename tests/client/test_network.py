@@ -220,6 +220,22 @@ class Dialect(Network):
         links = self.links()
         self.assertEqual((links["mgmt"]["addresses"], links["eth0.50"]["addresses"]), (["198.51.100.9/24"], []))
         self.assertTrue(self.proxy.ovs_br_config("stop", "mgmt", "eth0.50").startswith("stop"))
+        links = self.links()
+        self.assertNotIn("mgmt", links)
+        self.assertEqual(links["eth0.50"]["addresses"], ["198.51.100.9/24"])
+        self.assertIsNone(self.proxy.ovs_vlan_config("remove", "eth0", 50))
+        self.assertNotIn("eth0.50", self.links())
+
+    def test_a_bridge_that_nobody_declared_is_not_removed_and_that_is_said(self):
+        self.assertFault("not managed here", self.proxy.ovs_br_config, "stop", "xenbr0", "eth0")
+        self.assertFault("there is no link", self.proxy.ovs_br_config, "stop", "nobridge", "eth0")
+        self.assertIn("xenbr0", self.bridges())
+
+    def test_a_vlan_bridge_on_a_port_that_is_off_switches_the_port_on(self):
+        self.assertFalse(self.links()["eth3"]["up"])
+        self.assertTrue(self.proxy.ovs_vlan_bridge("start", "xenbr3.9", "eth3", 9).startswith("start"))
+        links = self.links()
+        self.assertTrue(links["eth3"]["up"] and links["eth3.9"]["up"])
 
     def test_bonds_mtu_notes_and_virtual_addresses(self):
         self.assertTrue(self.proxy.ovs_bond_config("start", "bond7").startswith("start"))

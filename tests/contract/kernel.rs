@@ -435,15 +435,7 @@ pub async fn facts_are_of_links_that_are_there_and_owners_too(kernel: &dyn Kerne
 }
 
 fn a_bond(mode: BondMode) -> Bond {
-    Bond {
-        mode,
-        miimon_ms: 100,
-        up_delay_ms: 0,
-        down_delay_ms: 0,
-        primary: None,
-        lacp_rate: LacpRate::Slow,
-        xmit_hash: XmitHash::Layer2,
-    }
+    Bond { miimon_ms: 100, ..Bond::new(mode) }
 }
 
 pub async fn a_bond_has_its_options_and_takes_ports_that_are_off(kernel: &dyn Kernel) {

@@ -5,9 +5,8 @@
 
 use super::xml::{Empty, Xml};
 use crate::kernel::LinkFacts;
-use crate::model::network::{Address, Bond, Kind, LinkView, NetworkView};
+use crate::model::network::{Address, Kind, LinkView, NetworkView};
 use crate::model::{IfName, Mac};
-use crate::network::Role;
 use crate::operation::network::Confirmed;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -94,7 +93,7 @@ impl NetworkDocument<'_> {
     fn bond(&self, xml: &mut Xml, name: &IfName, link: &LinkView) {
         let Kind::Bond(bond) = &link.kind else { return };
         let state = |link: &LinkView| if link.carrier { "up" } else { "down" };
-        xml.leaf("Bonding_Mode", words_of_mode(bond));
+        xml.leaf("Bonding_Mode", bond.mode);
         if let Some(primary) = &bond.primary {
             xml.leaf("Primary_Slave", format!("{primary} (primary_reselect always)"));
         }
@@ -140,7 +139,7 @@ impl NetworkDocument<'_> {
         let on_it = self.confirmed.desired.networks.iter().filter(|(_, network)| network.link == *name);
         let words: Vec<String> = on_it
             .map(|(id, network)| {
-                let roles: Vec<&str> = network.roles.iter().map(|role| word(*role)).collect();
+                let roles: Vec<&str> = network.roles.iter().map(|role| role.as_str()).collect();
                 format!("ethernet:{id}{{{}}}:{}", self.subnet(name), roles.join(","))
             })
             .collect();
@@ -155,20 +154,6 @@ impl NetworkDocument<'_> {
 
 fn is_port(kind: &Kind) -> bool {
     matches!(kind, Kind::Ethernet)
-}
-
-fn word(role: Role) -> &'static str {
-    match role {
-        Role::Management => "MANAGEMENT",
-        Role::ClusterHeartbeat => "CLUSTER_HEARTBEAT",
-        Role::LiveMigrate => "LIVE_MIGRATE",
-        Role::Storage => "STORAGE",
-        Role::VirtualMachine => "VIRTUAL_MACHINE",
-    }
-}
-
-fn words_of_mode(bond: &Bond) -> String {
-    bond.mode.to_string()
 }
 
 fn boot_proto(link: &LinkView) -> &'static str {

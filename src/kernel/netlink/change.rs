@@ -416,15 +416,7 @@ fn lacp_rate(rate: LacpRate) -> BondLacpRate {
 
 /// Only what differs from a new bond: the kernel refuses delays without miimon, and LACP's rate in another mode.
 fn new_bond(bond: &Bond, primary: Option<u32>) -> Vec<InfoBond> {
-    let fresh = Bond {
-        mode: bond.mode,
-        miimon_ms: 0,
-        up_delay_ms: 0,
-        down_delay_ms: 0,
-        primary: None,
-        lacp_rate: LacpRate::default(),
-        xmit_hash: XmitHash::default(),
-    };
+    let fresh = Bond::new(bond.mode);
     let mut options = vec![InfoBond::Mode(BondMode::from(bond.mode.number()))];
     options.extend(changed_bond(&fresh, bond, primary.unwrap_or(0)));
     options
@@ -505,15 +497,7 @@ mod tests {
     use crate::model::network::BondMode as Mode;
 
     fn bond(mode: Mode) -> Bond {
-        Bond {
-            mode,
-            miimon_ms: 100,
-            up_delay_ms: 0,
-            down_delay_ms: 0,
-            primary: None,
-            lacp_rate: LacpRate::Slow,
-            xmit_hash: XmitHash::Layer2,
-        }
+        Bond { miimon_ms: 100, ..Bond::new(mode) }
     }
 
     #[test]

@@ -252,15 +252,7 @@ pub(super) fn bridge(message: &LinkMessage) -> Option<Bridge> {
 }
 
 pub(super) fn bond(message: &LinkMessage, names: &Names) -> Bond {
-    let mut bond = Bond {
-        mode: BondMode::Other(0),
-        miimon_ms: 0,
-        up_delay_ms: 0,
-        down_delay_ms: 0,
-        primary: None,
-        lacp_rate: LacpRate::default(),
-        xmit_hash: XmitHash::default(),
-    };
+    let mut bond = Bond::new(BondMode::Other(0));
     let Some(InfoData::Bond(options)) = info_data(message) else { return bond };
     for option in options {
         match option {

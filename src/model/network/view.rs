@@ -152,6 +152,21 @@ pub struct Bond {
     pub xmit_hash: XmitHash,
 }
 
+impl Bond {
+    /// As the kernel makes one: nobody looks at the ports' carrier.
+    pub fn new(mode: BondMode) -> Self {
+        Self {
+            mode,
+            miimon_ms: 0,
+            up_delay_ms: 0,
+            down_delay_ms: 0,
+            primary: None,
+            lacp_rate: LacpRate::default(),
+            xmit_hash: XmitHash::default(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Bridge {
     #[serde(default)]

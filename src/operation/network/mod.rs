@@ -15,7 +15,8 @@
 //! start, and no other change is begun before it is done. After a reboot the kernel has forgotten all: then the confirmed
 //! declaration is carried out, before VMs start.
 //!
-//! Who owns what: the job of the change alone writes the open change, but for the word that confirms it.
+//! Who owns what: whoever holds the lock `network` writes the open change: its own job, and after that the job that restores
+//! what was blocked. The word that confirms it is a row of its own.
 
 pub mod apply;
 pub mod discover;
@@ -41,6 +42,9 @@ use std::time::Duration;
 
 /// Whoever changes the network holds this.
 pub const LOCK: &str = "network";
+
+/// The name of the step that waits for the word.
+pub const CONFIRM: &str = "confirm";
 
 /// The declaration that holds: one document.
 pub const NETWORK: Table<Part> = Table::new("network", 1);

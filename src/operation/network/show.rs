@@ -1,13 +1,12 @@
 //! What there is to tell of the network.
 
-use super::{Confirmed, MAX_PAST, Open, Operations, PAST, Past, Result, kernel_fault, store_fault};
-use crate::job::JobState;
+use super::{CONFIRM, Confirmed, MAX_PAST, Open, Operations, PAST, Past, Result, kernel_fault, store_fault};
+use crate::job::{JobRecord, JobState, StepRecord, StepState};
 use crate::model::network::{NetworkView, Owner};
 use crate::model::{IfName, JobId};
 use crate::network::{Scope, aim, plan};
 use crate::store::{Range, StoreError};
 use std::collections::BTreeMap;
-use std::time::Duration;
 use tokio::time::Instant;
 
 /// All of it.
@@ -60,25 +59,23 @@ impl Operations {
     /// Waits until a change has ended or waits for its confirmation.
     pub async fn network_applied(&self, job: JobId, end: Instant) -> Result<Waiting> {
         let Some(engine) = self.engine() else { return Ok(Waiting::GoesOn) };
-        loop {
-            let record = engine.wait(job, Duration::from_millis(20)).await.map_err(|e| store_fault(&e))?;
-            if record.is_none_or(|record| record.state.is_terminal()) {
-                return Ok(Waiting::Ended);
-            }
-            if let Some(open) =
-                self.network_of(job).await?.filter(|open| open.applied && open.confirm_until.is_some())
-                && engine
-                    .get(job)
-                    .await
-                    .ok()
-                    .flatten()
-                    .is_some_and(|record| record.state == JobState::Running)
-            {
-                return Ok(Waiting::ForConfirmation(Box::new(open)));
-            }
-            if Instant::now() >= end || engine.is_stopping() {
-                return Ok(Waiting::GoesOn);
-            }
+        let waits = |record: &JobRecord| {
+            let at = |step: &&StepRecord| step.state == StepState::Intended;
+            record.state == JobState::Running
+                && record.steps.iter().find(at).is_some_and(|step| step.name == CONFIRM)
+        };
+        let patience = end.saturating_duration_since(Instant::now());
+        let record = engine.wait_until(job, patience, waits).await.map_err(|e| store_fault(&e))?;
+        let Some(record) = record.filter(|record| !record.state.is_terminal()) else {
+            return Ok(Waiting::Ended);
+        };
+        if !waits(&record) {
+            return Ok(Waiting::GoesOn);
+        }
+        // What the step before wrote is on disk before this one begins. One without a window is past it at once.
+        match self.network_of(job).await?.filter(|open| open.confirm_until.is_some()) {
+            Some(open) => Ok(Waiting::ForConfirmation(Box::new(open))),
+            None => Ok(Waiting::Ended),
         }
     }
 }
