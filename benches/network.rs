@@ -208,8 +208,6 @@ async fn apply(kernel: &LinuxKernel, desired: &Desired) {
     assert_eq!(validate(desired, &before, &now, &BTreeMap::new()), []);
     let aim = aim(&now, &before, desired);
     let scope = Scope::of(&before, desired, &now);
-    for change in plan(&now, &aim, &scope) {
-        kernel.change(&change).await.unwrap();
-    }
+    kernel.change_all(&plan(&now, &aim, &scope)).await.unwrap();
     assert!(is_there(&kernel.network().await.unwrap(), &aim, &scope));
 }

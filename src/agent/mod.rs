@@ -2,9 +2,9 @@
 //! domains, the engine, the verbs and the wire, lets the jobs of an earlier life go on, and ends it all in order.
 //!
 //! Order at the start: store, certificates and worlds (at the same time) -> operations -> engine -> wire ->
-//! resume, recurring work, observe (which adopts what runs) -> READY. At the stop: no new jobs, callers are told, calls
-//! under way end, running steps get a moment, the store is closed. What is not done by then is on disk and goes on at
-//! the next start.
+//! resume, the network of a new boot, recurring work, observe (which adopts what runs) -> READY. At the stop: no new
+//! jobs, callers are told, calls under way end, running steps get a moment, the store is closed. What is not done by
+//! then is on disk and goes on at the next start.
 
 mod access;
 mod peers;
@@ -193,6 +193,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     operations.join_peers(Arc::new(peers::TlsLink::new(Arc::clone(&surroundings))));
     let stop = CancellationToken::new();
     let resumed = engine.resume();
+    operations.submit_network_at_boot().await;
     if resumed > 0 {
         tracing::info!(jobs = resumed, "jobs of an earlier life go on");
     }

@@ -9,7 +9,7 @@ use crate::job::{JobRecord, JobState};
 use crate::model::JobId;
 use crate::network::Desired;
 use crate::operation::network::{
-    MAX_CONFIRM, OnFailure, Open, Options, Shown, Waiting, Want, apply, discover, restore, told,
+    MAX_CONFIRM, OnFailure, Open, Options, Shown, Waiting, Want, apply, boot, discover, told,
 };
 use crate::operation::plan::Plan;
 use crate::wire::{Answer, Caller, Role, Value};
@@ -36,7 +36,7 @@ const OWN: &[Row] = &[
     Row::new("network_show", &[], "struct", Role::Viewer, Kind::Read(network_show), "Links, addresses and routes as the kernel has them, what is declared, whose each link is, the change under way, and what the kernel lacks of the declaration (drift)."),
     Row::new("network_plan", &[DESIRED, OPTIONS], "struct", Role::Operator, Kind::Read(network_plan), "What network_apply would do, step by step. Changes nothing."),
     Row::new("network_apply", &[DESIRED, OPTIONS], "struct", Role::Admin, Kind::Window(network_apply, applied), "Changes the network to what is declared: all of it, or it is rolled back. With confirm_within it answers as soon as it is done and waits for network_confirm."),
-    Row::new("network_confirm", &[], "struct", Role::Admin, Kind::Signal(network_confirm), "The change that waits for it holds from now on."),
+    Row::new("network_confirm", &[may("job", Type::Int, "of the change that is meant; the one that waits if not said")], "struct", Role::Admin, Kind::Signal(network_confirm), "The change that waits for it holds from now on."),
     Row::new("network_rollback", &[], "nil", Role::Admin, Kind::Signal(network_rollback), "Takes the change under way back; one whose rollback was blocked is tried again at once."),
     Row::new("network_discover", &[], "struct", Role::Operator, Kind::Job(network_discover, result), "Reads the network, and tells how it differs from what is declared."),
     Row::new("network_history", &[may("limit", Type::Int, "how many, 1 to 1000; 20 if not said")], "array", Role::Viewer, Kind::Read(network_history), "Past changes, the newest first: when, who, how each ended and why."),
@@ -190,9 +190,17 @@ fn network_show<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<
     .boxed()
 }
 
-fn network_confirm<'a>(api: &'a Api, _: &'a Arguments, caller: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
+fn network_confirm<'a>(
+    api: &'a Api,
+    arguments: &'a Arguments,
+    caller: &'a Caller,
+) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        let open = api.operations.network_confirm(&caller.to_string()).await?;
+        let job = match arguments.opt_int("job") {
+            None => None,
+            Some(_) => Some(JobId(arguments.within("job", 1..=i64::MAX)?.unsigned_abs())),
+        };
+        let open = api.operations.network_confirm(&caller.to_string(), job).await?;
         // Whoever confirms wants to know that it holds, not that he was heard.
         let record = api.finished(open.job, api.wait_end()).await?;
         Ok(result(&record).into())
@@ -224,7 +232,7 @@ fn network_rollback<'a>(api: &'a Api, _: &'a Arguments, caller: &'a Caller) -> B
         }
         let options = crate::job::Options::default();
         let submission =
-            api.operations.submission("network_restore", &caller.to_string(), restore::restore(), options);
+            api.operations.submission("network_restore", &caller.to_string(), boot::restore(), options);
         let job = api.engine.submit(submission).await?;
         api.finished(job, end).await?;
         Ok(Value::Nil.into())

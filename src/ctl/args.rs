@@ -275,7 +275,10 @@ pub enum NetworkCommand {
         may_cut_management: bool,
     },
     /// The change that waits for it holds from now on
-    Confirm,
+    Confirm {
+        /// The job of the change that is meant; the one that waits if not said
+        job: Option<i64>,
+    },
     /// Take the change under way back
     Rollback,
     /// Read the network, and tell how it differs from what is declared

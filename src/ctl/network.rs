@@ -2,7 +2,7 @@
 
 use super::args::NetworkCommand;
 use super::output::{Column, cell};
-use super::values::{from_json, from_toml, number, options};
+use super::values::{from_json, from_toml, int, number, options};
 use super::{CtlError, Session, job};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -51,8 +51,9 @@ pub async fn execute(session: &mut Session<'_>, command: NetworkCommand) -> Resu
             let answer = session.change("network_apply", &[read_file(&file)?, given]).await?;
             applied(session, &answer)
         }
-        NetworkCommand::Confirm => {
-            let answer = session.change("network_confirm", &[]).await?;
+        NetworkCommand::Confirm { job } => {
+            let given: Vec<Value> = job.map(int).into_iter().collect();
+            let answer = session.change("network_confirm", &given).await?;
             session.printer.note("confirmed: it holds from now on");
             told(session, &answer)
         }

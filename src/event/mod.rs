@@ -145,10 +145,35 @@ impl Log {
 
     /// Writes one event that goes with no other change.
     pub async fn publish(&self, event: &Event) -> Result<EventNumber, StoreError> {
-        let mut txn = Txn::essential();
-        event.append_to(&mut txn);
-        let committed = self.store.commit(txn).await?;
+        self.publish_with(event, Txn::essential()).await
+    }
+
+    /// Writes an event together with a change, which appends nothing itself.
+    pub async fn publish_with(&self, event: &Event, mut change: Txn) -> Result<EventNumber, StoreError> {
+        event.append_to(&mut change);
+        let committed = self.store.commit(change).await?;
         Ok(EventNumber(committed.appended.first().copied().unwrap_or_default()))
+    }
+
+    /// The first event of this type and job after a number, if it is kept.
+    pub async fn find(
+        &self,
+        since: EventNumber,
+        kind: &str,
+        job: Option<JobId>,
+    ) -> Result<Option<EventNumber>, StoreError> {
+        let mut query = Query { since, limit: 512, ..Query::default() };
+        loop {
+            let page = self.list(&query).await?;
+            let found = page.events.iter().find(|(_, event)| event.kind == kind && event.job == job);
+            if let Some((number, _)) = found {
+                return Ok(Some(*number));
+            }
+            if page.last >= self.last() || page.last == query.since {
+                return Ok(None);
+            }
+            query.since = page.last;
+        }
     }
 
     /// Events that match, oldest first, and the gap if older ones were asked for than are kept.

@@ -9,7 +9,7 @@ use super::dhcp::Dhcp;
 use super::netlink::{Counts, DEADLINE, Netlink, RECEIVE_BUFFER, ring_on_notices};
 use super::owners::Files;
 use super::place::Place;
-use super::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic, echo, ethtool, sysfs};
+use super::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic, Stopped, echo, ethtool, sysfs};
 use crate::model::network::{Change, NetworkView, Owner, Refused};
 use crate::model::{Bytes, IfName};
 use async_trait::async_trait;
@@ -157,13 +157,21 @@ impl Kernel for LinuxKernel {
     }
 
     async fn change(&self, change: &Change) -> Result<(), KernelError> {
-        self.netlink.change(change).await?;
-        match change {
-            Change::SetDhcp { link, on } => self.set_dhcp(link, *on).await,
-            // What served it has nothing to serve any more.
-            Change::Delete { link } => self.set_dhcp(link, false).await,
-            _ => Ok(()),
+        self.change_all(std::slice::from_ref(change)).await.map_err(|stopped| stopped.error)
+    }
+
+    async fn change_all(&self, changes: &[Change]) -> Result<(), Stopped> {
+        let mut before = 0;
+        for part in changes.split_inclusive(|change| after_it(change).is_some()) {
+            let stopped = |stopped: Stopped| Stopped { done: before + stopped.done, ..stopped };
+            self.netlink.change(part.to_vec()).await.map_err(stopped)?;
+            before += part.len();
+            if let Some((link, on)) = part.last().and_then(after_it) {
+                let done = self.set_dhcp(link, on).await;
+                done.map_err(|error| Stopped { done: before - 1, error })?;
+            }
         }
+        Ok(())
     }
 
     async fn reaches(&self, address: IpAddr) -> Result<bool, KernelError> {
@@ -187,6 +195,16 @@ impl Kernel for LinuxKernel {
 
     fn observe(&self) -> mpsc::Receiver<Changed> {
         self.observe_with(RECEIVE_BUFFER, Arc::default())
+    }
+}
+
+/// What a change asks of the DHCP client, once the kernel has done it.
+fn after_it(change: &Change) -> Option<(&IfName, bool)> {
+    match change {
+        Change::SetDhcp { link, on } => Some((link, *on)),
+        // What served it has nothing to serve any more.
+        Change::Delete { link } => Some((link, false)),
+        _ => None,
     }
 }
 

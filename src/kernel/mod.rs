@@ -56,6 +56,15 @@ pub enum KernelError {
     Unanswered(String),
 }
 
+/// A row of changes ended early.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("after {done} changes: {error}")]
+pub struct Stopped {
+    /// How many were done; the next one was not, or nobody knows ([`KernelError::Unanswered`]).
+    pub done: usize,
+    pub error: KernelError,
+}
+
 /// An echo that comes later than this has not come.
 pub const PING: Duration = Duration::from_secs(3);
 
@@ -73,6 +82,13 @@ pub trait Kernel: Send + Sync + 'static {
     async fn owners(&self) -> Result<BTreeMap<IfName, Owner>, KernelError>;
     /// One change.
     async fn change(&self, change: &Change) -> Result<(), KernelError>;
+    /// One after another, up to the first that is not done.
+    async fn change_all(&self, changes: &[Change]) -> Result<(), Stopped> {
+        for (done, change) in changes.iter().enumerate() {
+            self.change(change).await.map_err(|error| Stopped { done, error })?;
+        }
+        Ok(())
+    }
     /// Whether packets to this address can leave the host and be answered: a route exists, and the next hop answers (its
     /// neighbour entry resolves). The caller's own address is always reached.
     async fn reaches(&self, address: IpAddr) -> Result<bool, KernelError>;

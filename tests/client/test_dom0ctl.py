@@ -143,6 +143,7 @@ class EveryCommand(CtlCase):
         self.do("network", "rollback")
         self.do("network", "rollback", code=FAILED)
         self.do("network", "apply", declared, "--confirm-within", "600")
+        self.do("network", "confirm", "1", code=FAILED)
         self.do("network", "confirm")
         self.assertEqual(self.both("network", "show")["links"]["eth0.5"]["controller"], "br5")
         self.do("network", "discover")

@@ -133,6 +133,18 @@ fn filtering() -> Kind {
     Kind::Bridge(Bridge { vlan_filtering: true, ..Bridge::default() })
 }
 
+pub async fn a_row_of_changes_ends_at_the_first_that_is_not_done(kernel: &dyn Kernel) {
+    let row =
+        [create("r0", bridge()), set_up("r0", true), set_up("none", true), set_mtu("r0", 1400), delete("r0")];
+    let stopped = kernel.change_all(&row).await.unwrap_err();
+    assert_eq!((stopped.done, stopped.error), (2, KernelError::Refused(Refused::NoSuchLink)));
+    let made = link(kernel, "r0").await;
+    assert!(made.up && made.mtu == 1500, "{made:?}");
+    assert_eq!(kernel.change_all(&row[3..]).await, Ok(()));
+    assert_eq!(kernel.change_all(&[]).await, Ok(()));
+    assert!(!exists(kernel, "r0").await);
+}
+
 pub async fn a_new_link_is_off_and_has_what_it_was_asked_to_have(kernel: &dyn Kernel) {
     let mac = "02:00:50:9a:00:01".parse().unwrap();
     let options = Bridge { stp: true, forward_delay_ms: 4000, vlan_filtering: false };
@@ -540,6 +552,7 @@ macro_rules! rules {
         $hold! {
             a_new_link_is_off_and_has_what_it_was_asked_to_have,
             a_pair_comes_and_goes_as_one,
+            a_row_of_changes_ends_at_the_first_that_is_not_done,
             what_exists_is_not_made_again,
             of_a_link_that_is_not_there_nothing_is_changed,
             links_that_we_do_not_make_are_not_removed,

@@ -3,7 +3,7 @@
 use dom0d::kernel::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic};
 use dom0d::model::IfName;
 use dom0d::model::network::{Change, NetworkView, Owner, Refused};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,6 +25,8 @@ pub struct Faulty {
     pub stands: Notify,
     /// Whoever is asked for is not reached any more.
     pub cut_off: AtomicBool,
+    /// Links that are not there yet.
+    pub hidden: Mutex<BTreeSet<IfName>>,
     /// How long a reading takes.
     pub reading: Mutex<Duration>,
     pub log: Mutex<Vec<Change>>,
@@ -41,6 +43,7 @@ impl Faulty {
             stand_after: AtomicUsize::new(0),
             stands: Notify::new(),
             cut_off: AtomicBool::new(false),
+            hidden: Mutex::default(),
             reading: Mutex::default(),
             log: Mutex::default(),
         })
@@ -77,7 +80,10 @@ impl Kernel for Faulty {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        self.inner.network().await
+        let mut view = self.inner.network().await?;
+        let hidden = self.hidden.lock().unwrap().clone();
+        view.links.retain(|name, _| !hidden.contains(name));
+        Ok(view)
     }
 
     async fn facts(&self, link: &IfName) -> Result<LinkFacts, KernelError> {

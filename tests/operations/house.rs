@@ -114,6 +114,9 @@ impl Life {
             Engine::open(store.clone(), executor, host.settings.jobs.clone(), JobId(0)).await.unwrap();
         operations.join_engine(engine.clone());
         engine.resume();
+        // Beside, so that a test can act before a job that goes on has done anything.
+        let booting = Arc::clone(&operations);
+        tokio::spawn(async move { booting.submit_network_at_boot().await });
         let stop = CancellationToken::new();
         tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
         tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));

@@ -13,4 +13,6 @@ mod house;
 mod late;
 mod mortal;
 mod network;
+mod network_boot;
+mod network_death;
 mod network_real;

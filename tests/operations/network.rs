@@ -25,12 +25,12 @@ pub fn name(text: &str) -> IfName {
     IfName::parse(text).unwrap()
 }
 
-fn address(text: &str) -> Address {
+pub fn address(text: &str) -> Address {
     Address::parse(text).unwrap()
 }
 
 /// What is there before: a bridge with an address and a route, declared by us.
-fn first() -> Desired {
+pub fn first() -> Desired {
     let mut desired = Desired::default();
     let mut bridge = DesiredLink::new(Kind::Bridge(Bridge::default()));
     bridge.addresses = Some(BTreeSet::from([address("198.51.100.1/24"), address("2001:db8:7::1/64")]));
@@ -42,7 +42,7 @@ fn first() -> Desired {
 }
 
 /// In its place: five VLANs with their bridges and addresses, and a route: over 30 steps.
-fn second() -> Desired {
+pub fn second() -> Desired {
     let mut desired = Desired::default();
     for n in 10..15 {
         let (vlan, bridge) = (name(&format!("eth0.{n}")), name(&format!("br{n}")));
@@ -58,7 +58,7 @@ fn second() -> Desired {
     desired
 }
 
-fn change(desired: Desired, options: Options) -> Plan {
+pub fn change(desired: Desired, options: Options) -> Plan {
     apply::change("test", Want::Whole(Box::new(desired)), options, Some([192, 0, 2, 1].into()), None)
 }
 
@@ -77,12 +77,12 @@ pub async fn is(kernel: &Faulty) -> NetworkView {
     view
 }
 
-fn fault(record: &JobRecord) -> &str {
+pub fn fault(record: &JobRecord) -> &str {
     record.fault.as_ref().map_or("", |fault| fault.name.as_str())
 }
 
 /// The event of a failure is there once, and acknowledged; nothing is open.
-async fn assert_told_and_acknowledged(life: &Life) {
+pub async fn assert_told_and_acknowledged(life: &Life) {
     let failed = life.events("network.operation_failed").await;
     assert_eq!(failed.len(), 1, "{failed:?}");
     assert!(failed[0].acknowledged.as_ref().is_some_and(|ack| ack.by.contains("discovery")), "{failed:?}");

@@ -4,8 +4,9 @@
 //! [`crate::model::network::perform`]: it moves a port from one controller to another without a word, takes away more than
 //! one address with a primary one, and removes any route that looks alike.
 
+use super::super::Stopped;
 use super::dump::{self, Names};
-use super::{DEADLINE, KernelError, Netlink, Refusal};
+use super::{DEADLINE, KernelError, Netlink, Refusal, unanswered};
 use crate::model::network::{
     Address, Bond, Bridge, Change, Kind, LacpRate, PortVlan, Refused, Route, VlanId, XmitHash, is_same_route,
 };
@@ -18,22 +19,47 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::link::{
     AfSpecBridge, BondLacpRate, BondMode, BondXmitHashPolicy, BridgeFlag, BridgeStpState, BridgeVlanInfo,
     BridgeVlanInfoFlags, InfoBond, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVlan, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio_util::task::AbortOnDropHandle;
 
 type Done = Result<(), KernelError>;
 
 impl Netlink {
-    pub(in crate::kernel) async fn change(&self, change: &Change) -> Done {
-        match tokio::time::timeout(DEADLINE, self.do_change(change)).await {
-            Ok(done) => done,
-            Err(_) => Err(KernelError::Unanswered("no answer in time".to_owned())),
-        }
+    /// One after another, on the socket's thread, up to the first that is not done. Whoever stops waiting stops it, but for
+    /// the message that is under way.
+    pub(in crate::kernel) async fn change(self: &Arc<Self>, changes: Vec<Change>) -> Result<(), Stopped> {
+        let thread = match self.open().await {
+            Ok(open) => open.thread,
+            Err(error) => return Err(Stopped { done: 0, error }),
+        };
+        let last = changes.len().saturating_sub(1);
+        let done = Arc::new(AtomicUsize::new(0));
+        let (netlink, count) = (Arc::clone(self), Arc::clone(&done));
+        let work = thread.spawn(async move {
+            for change in &changes {
+                match tokio::time::timeout(DEADLINE, netlink.do_change(change)).await {
+                    Ok(done) => done?,
+                    Err(_) => return Err(unanswered("no answer in time")),
+                }
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        let made = AbortOnDropHandle::new(work).await;
+        let error = match made {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_) => unanswered("the netlink socket broke"),
+        };
+        Err(Stopped { done: done.load(Ordering::SeqCst).min(last), error })
     }
 
     async fn do_change(&self, change: &Change) -> Done {
@@ -66,6 +92,7 @@ impl Netlink {
     async fn link(&self, name: &IfName) -> Result<LinkMessage, KernelError> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.as_str().to_owned()));
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let told = self.get(RouteNetlinkMessage::GetLink(message)).await??;
         told.and_then(dump::new_link).ok_or(KernelError::Refused(Refused::NoSuchLink))
     }

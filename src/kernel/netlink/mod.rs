@@ -3,7 +3,8 @@
 //!
 //! The kernel does what a message asks while it is being sent, and may take its time (the removal of a link waits for all
 //! processors, 20 ms each). So the socket lives on a thread of its own, in the handle's namespace; it is opened at the first
-//! question, kept, and opened anew when that thread has ended. Each call ends by its deadline.
+//! question, kept, and opened anew when that thread has ended. Each call ends by its deadline. Changes are made on that
+//! thread too: from one to the next no other thread has to wake up.
 
 mod change;
 mod dump;
@@ -39,7 +40,14 @@ type Message = NetlinkMessage<RouteNetlinkMessage>;
 #[derive(Debug, Default)]
 pub(super) struct Netlink {
     place: Place,
-    socket: Mutex<Option<rtnetlink::Handle>>,
+    socket: Mutex<Option<Open>>,
+}
+
+/// An open socket, and the runtime of the thread that it lives on.
+#[derive(Debug, Clone)]
+struct Open {
+    handle: rtnetlink::Handle,
+    thread: tokio::runtime::Handle,
 }
 
 /// What was answered to one message.
@@ -66,7 +74,7 @@ impl Netlink {
     }
 
     /// The open socket, or a new one.
-    async fn open(&self) -> Result<rtnetlink::Handle, KernelError> {
+    async fn open(&self) -> Result<Open, KernelError> {
         let mut socket = self.socket.lock().await;
         if let Some(open) = &*socket {
             return Ok(open.clone());
@@ -75,16 +83,16 @@ impl Netlink {
         let serve = |entered: std::io::Result<()>| async move {
             match entered.and_then(|()| connect()) {
                 Ok((connection, handle)) => {
-                    drop(tx.send(Ok(handle)));
+                    drop(tx.send(Ok(Open { handle, thread: tokio::runtime::Handle::current() })));
                     connection.await;
                 }
                 Err(error) => drop(tx.send(Err(error))),
             }
         };
         self.place.inhabit("netlink", serve).map_err(unanswered)?;
-        let handle = opened.await.map_err(unanswered)?.map_err(unanswered)?;
-        *socket = Some(handle.clone());
-        Ok(handle)
+        let open = opened.await.map_err(unanswered)?.map_err(unanswered)?;
+        *socket = Some(open.clone());
+        Ok(open)
     }
 
     /// The next question opens a new socket.
@@ -99,7 +107,7 @@ impl Netlink {
         let asked = async {
             // A socket whose thread has ended refuses at once, and nothing was asked then.
             for _ in 0..2 {
-                match self.open().await?.request(message.clone()) {
+                match self.open().await?.handle.request(message.clone()) {
                     Ok(stream) => return Ok(gather(stream).await),
                     Err(_) => self.close().await,
                 }

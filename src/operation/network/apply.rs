@@ -7,8 +7,8 @@ use super::{
 };
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext, StepState};
-use crate::model::Timestamp;
 use crate::model::network::NetworkView;
+use crate::model::{JobId, Timestamp};
 use crate::network::{Scope, differences, is_there, plan};
 use crate::operation::plan::Plan;
 use crate::operation::step::Step;
@@ -20,6 +20,8 @@ use tokio::time::Instant;
 
 /// A kernel may do more than it was asked (a bond brings a port's MTU along): then what is left is planned once more.
 const ROUNDS: usize = 3;
+/// Changes between two looks whether the job was cancelled.
+const AT_ONCE: usize = 32;
 /// What comes a moment after its change (an address that is being checked) is waited for.
 const VERIFY: Duration = Duration::from_secs(3);
 const VERIFY_PAUSE: Duration = Duration::from_millis(20);
@@ -81,8 +83,8 @@ impl Operations {
             confirm_until,
             caller,
             applied: false,
-            told: None,
-            blocked: None,
+            told_after: None,
+            blocked_after: None,
         };
         let mut outcome = Outcome::value(json!({ "changes": words }));
         let bytes = write_document(&mut outcome.writes, &OPEN, &open);
@@ -119,9 +121,23 @@ impl Operations {
 
     /// Has the kernel do it, and looks whether it has, and whether the caller can still reach us.
     pub(in crate::operation) async fn network_apply(&self, context: &StepContext) -> Result<Outcome> {
-        let Some(mut open) = self.network_of(context.job).await? else {
-            return Err(JobFault::refusal("INTERNAL", "the snapshot of this change is gone"));
-        };
+        let mut open = self.open_change(context.job).await?;
+        if let Err(fault) = self.carry_forward(&open, context).await {
+            self.back_at_once(&open, &fault).await;
+            return Err(fault);
+        }
+        open.applied = true;
+        let mut outcome = Outcome::done();
+        write_document(&mut outcome.writes, &OPEN, &open);
+        Ok(outcome)
+    }
+
+    async fn open_change(&self, job: JobId) -> Result<Open> {
+        let open = self.network_of(job).await?;
+        open.ok_or_else(|| JobFault::refusal("INTERNAL", "the snapshot of this change is gone"))
+    }
+
+    async fn carry_forward(&self, open: &Open, context: &StepContext) -> Result<()> {
         if open.boot_id != self.machine_boot_id().await? {
             return Err(rebooted());
         }
@@ -130,13 +146,10 @@ impl Operations {
         let done = self.lead_to(&open.aim, &scope, Some(context)).await?;
         self.verify(&open.aim, &scope).await?;
         if reached {
-            self.verify_reach(&open).await?;
+            self.verify_reach(open).await?;
         }
         tracing::info!(job = %context.job, changes = done, "the network was changed");
-        open.applied = true;
-        let mut outcome = Outcome::value(json!({ "done": done }));
-        write_document(&mut outcome.writes, &OPEN, &open);
-        Ok(outcome)
+        Ok(())
     }
 
     /// Does what leads there, at most [`ROUNDS`] plans of it. Answers how many changes were made. `context`: of a job
@@ -155,19 +168,20 @@ impl Operations {
                 break;
             }
             let count = changes.len();
-            for (number, change) in (1..).zip(&changes) {
+            for (before, part) in (0..).step_by(AT_ONCE).zip(changes.chunks(AT_ONCE)) {
                 if let Some(context) = context {
                     if context.cancelled.is_cancelled() {
                         return Err(JobFault::new("CANCELLED", "cancelled"));
                     }
-                    context.progress(u8::try_from(100 * number / count.max(1)).unwrap_or(100));
+                    context.progress(u8::try_from(100 * before / count).unwrap_or(100));
                 }
-                if let Err(error) = self.kernel.change(change).await {
-                    let fault = kernel_fault(&error);
+                if let Err(stopped) = self.change_network(part).await {
+                    let fault = kernel_fault(&stopped.error);
+                    let (number, change) = (before + stopped.done + 1, &part[stopped.done]);
                     let text = format!("step {number} of {count}, {change}: {}", fault.text);
                     return Err(JobFault::new(fault.name, text));
                 }
-                done += 1;
+                done += part.len();
             }
         }
         Ok(done)
@@ -217,9 +231,15 @@ impl Operations {
 
     /// Waits for the word that the change is good. Before its time is up, also across the agent's death.
     pub(in crate::operation) async fn network_confirm_step(&self, context: &StepContext) -> Result<Outcome> {
-        let Some(open) = self.network_of(context.job).await? else {
-            return Err(JobFault::refusal("INTERNAL", "the snapshot of this change is gone"));
-        };
+        let open = self.open_change(context.job).await?;
+        let heard = self.await_word(&open, context).await;
+        if let Err(fault) = &heard {
+            self.back_at_once(&open, fault).await;
+        }
+        heard
+    }
+
+    async fn await_word(&self, open: &Open, context: &StepContext) -> Result<Outcome> {
         if open.boot_id != self.machine_boot_id().await? {
             return Err(rebooted());
         }
@@ -236,7 +256,7 @@ impl Operations {
             tokio::select! {
                 () = heard => {}
                 () = context.cancelled.cancelled() => return Err(JobFault::new("CANCELLED", "cancelled")),
-                () = tokio::time::sleep_until(end) => return self.last_word(&open, context).await,
+                () = tokio::time::sleep_until(end) => return self.last_word(open, context).await,
             }
         }
     }
@@ -252,12 +272,16 @@ impl Operations {
         Err(JobFault::new("NOT_CONFIRMED", format!("nobody confirmed the change within {within_s} s")))
     }
 
-    /// The change is good, says a caller. Refused if there is none that waits for it.
-    pub async fn network_confirm(&self, by: &str) -> Result<Open> {
+    /// The change is good, says a caller; `job`: which one he means. Refused if none waits for it.
+    pub async fn network_confirm(&self, by: &str, job: Option<JobId>) -> Result<Open> {
         let late = self.network_late.lock().await;
-        let waiting = |open: &Open| open.applied && open.confirm_until.is_some() && *late != Some(open.job);
+        let waiting = |open: &Open| {
+            let is_meant = job.is_none_or(|job| job == open.job);
+            is_meant && open.applied && open.confirm_until.is_some() && *late != Some(open.job)
+        };
         let Some(open) = self.network_open().await?.filter(waiting) else {
-            let text = "no change of the network waits to be confirmed: there is none, or its time was over";
+            let text =
+                "no such change of the network waits to be confirmed: there is none, or its time was over";
             return Err(JobFault::refusal("NOTHING_TO_CONFIRM", text));
         };
         let mut txn = Txn::essential();
@@ -279,6 +303,7 @@ impl Operations {
         let mut outcome =
             Outcome::result(json!({ "job": context.job.0, "changes": changes, "answer": answer }));
         write_document(&mut outcome.writes, &NETWORK, &open.after);
+        super::boot::put_done(&mut outcome.writes, &open.boot_id);
         self.close_open(&open, &mut outcome.writes).await?;
         let same = open.before.desired == open.after.desired && open.before.meta == open.after.meta;
         if changes.is_empty() && same {

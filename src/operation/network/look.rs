@@ -1,22 +1,27 @@
 //! What happens to the network by itself: changes from outside become events, drift from the declaration an alert with
 //! the plan that would mend it, and a rollback that was blocked is tried again.
 //!
-//! One task. While a job holds the network, what changes is that job's doing and no event; when it lets go, what is there
-//! then is where the next look begins. Many notices melt into one look (the kernel's bell does), and a look is made at
+//! One task. While a job changes the network, what changes is that job's doing and no event; when it has ended or waits for
+//! its word, what is there then is where the next look begins. Many notices melt into one look (the kernel's bell does), and a look is made at
 //! most every [`PAUSE`].
 
 use super::{LOCK, OPEN, Operations, told};
 use crate::event::{Event, Severity};
+use crate::host::record::HOST_KEY;
 use crate::job::Options as JobOptions;
 use crate::model::network::{Kind, NetworkView};
-use crate::model::{EventNumber, Timestamp};
+use crate::model::{EventNumber, IfName, Timestamp};
 use crate::network::{Observation, Watching};
+use crate::store::{StoreError, Table, Txn};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Between the first tries of a rollback that is blocked; then twice as long each time, up to [`LONGEST_RETRY`].
+/// Between the first tries of a rollback that is blocked, or of a boot's restore; then twice as long each time, up to [`LONGEST_RETRY`].
 pub const RETRY: Duration = Duration::from_secs(30);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
 /// Between two looks.
@@ -26,21 +31,46 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Flaps end without a notice: how often that is looked for.
 const QUIET_LOOK: Duration = Duration::from_secs(10);
 
+/// What is told of drift, in the store: its event is the first such after this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Alert {
+    after: EventNumber,
+    plan: Vec<String>,
+}
+
+const ALERT: Table<Alert> = Table::new("network_drift", 1);
+const DRIFT: &str = "network.drift";
+
 struct Look {
     operations: Arc<Operations>,
     /// What was there at the last look, and what is known of carriers that come and go.
     last: Option<NetworkView>,
+    /// How often we had changed it ourselves then.
+    changes: u64,
     watching: Watching,
-    /// The alert that tells of drift, while there is any.
-    alert: Option<(EventNumber, Vec<String>)>,
+    /// The alert that tells of drift, while there is any; not known before the first look.
+    alert: Option<Option<Alert>>,
     /// When to try next, and how long to wait after that.
     next_try: Option<(Instant, Duration)>,
+    /// What is declared has been carried out in this boot.
+    boot_done: bool,
+    /// Declared ports that were not there at the last look, while it has not.
+    missing: BTreeSet<IfName>,
 }
 
 /// Looks until `stop`.
 pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
     let mut bell = operations.kernel.observe();
-    let mut look = Look { operations, last: None, watching: Watching::new(), alert: None, next_try: None };
+    let mut look = Look {
+        operations,
+        last: None,
+        changes: 0,
+        watching: Watching::new(),
+        alert: None,
+        next_try: None,
+        boot_done: false,
+        missing: BTreeSet::new(),
+    };
     let mut deaf = false;
     loop {
         let again = if look.all().await { QUIET_LOOK } else { AGAIN };
@@ -61,12 +91,9 @@ impl Look {
     async fn all(&mut self) -> bool {
         let operations = Arc::clone(&self.operations);
         let Some(engine) = operations.engine() else { return false };
-        if engine.is_claimed(LOCK) {
-            // Its doing, not the world's.
-            self.last = None;
+        if self.is_ours().await {
             return false;
         }
-        self.retry_blocked().await;
         let now = match operations.kernel.network().await {
             Ok(now) => now,
             Err(error) => {
@@ -74,11 +101,13 @@ impl Look {
                 return false;
             }
         };
-        if engine.is_claimed(LOCK) {
-            self.last = None;
+        if self.is_ours().await {
             return false;
         }
-        self.drift(&now).await;
+        if !engine.is_claimed(LOCK) {
+            self.mend(&now).await;
+            self.drift(&now).await;
+        }
         let now = without_guests(now);
         if let Some(last) = &self.last {
             for told in self.watching.observe(last, &now, Timestamp::now()) {
@@ -89,19 +118,26 @@ impl Look {
         true
     }
 
+    /// Whether we change it now, or have since the last look: our doing, and not the world's.
+    async fn is_ours(&mut self) -> bool {
+        let changes = self.operations.network_changes.load(Ordering::SeqCst);
+        let is_ours = changes != self.changes || self.operations.network_is_changing().await;
+        if is_ours {
+            self.last = None;
+        }
+        self.changes = changes;
+        is_ours
+    }
+
     async fn tell(&self, seen: &Observation) {
         let (kind, severity, text) = words(seen);
         let object = seen.link().map_or_else(|| "network".to_owned(), |link| format!("network/{link}"));
         self.publish(Event::new(kind, severity, object, text)).await;
     }
 
-    async fn publish(&self, event: Event) -> Option<EventNumber> {
-        match self.operations.events.publish(&event).await {
-            Ok(number) => Some(number),
-            Err(error) => {
-                tracing::warn!(%error, "an event was not written");
-                None
-            }
+    async fn publish(&self, event: Event) {
+        if let Err(error) = self.operations.events.publish(&event).await {
+            tracing::warn!(%error, "an event was not written");
         }
     }
 
@@ -112,31 +148,51 @@ impl Look {
             return;
         }
         let words = told(super::show::drift(now, &confirmed));
-        if self.alert.as_ref().is_some_and(|(_, known)| *known == words) {
-            return;
+        if let Err(error) = self.tell_drift(words).await {
+            tracing::warn!(%error, "what is to be told of drift was not written");
         }
-        if let Some((number, _)) = self.alert.take()
-            && let Err(error) =
-                self.operations.events.acknowledge(&[number], "the drift is another, or over").await
-        {
-            tracing::warn!(%error, "an event was not acknowledged");
+    }
+
+    async fn tell_drift(&mut self, words: Vec<String>) -> Result<(), StoreError> {
+        let Operations { store, events, .. } = &*self.operations;
+        let known = match self.alert.take() {
+            Some(known) => known,
+            None => store.get(&ALERT, HOST_KEY).await?,
+        };
+        if known.as_ref().map_or(&[][..], |alert| &alert.plan) == words {
+            self.alert = Some(known);
+            return Ok(());
         }
+        if let Some(old) = known {
+            if let Some(number) = events.find(old.after, DRIFT, None).await? {
+                events.acknowledge(&[number], "the drift is another, or over").await?;
+            }
+            let mut over = Txn::essential();
+            over.delete(&ALERT, HOST_KEY);
+            store.commit(over).await?;
+        }
+        self.alert = Some(None);
         if words.is_empty() {
-            return;
+            return Ok(());
         }
         let text = format!(
             "the network is not as declared; network_apply of the declaration would: {}",
             words.join("; ")
         );
-        let event =
-            Event::new("network.drift", Severity::Warning, "network", text).with("plan", words.clone());
-        self.alert = self.publish(event).await.map(|number| (number, words));
+        let event = Event::new(DRIFT, Severity::Warning, "network", text).with("plan", words.clone());
+        let alert = Alert { after: events.last(), plan: words };
+        let mut note = Txn::essential();
+        note.put(&ALERT, HOST_KEY, &alert);
+        events.publish_with(&event, note).await?;
+        self.alert = Some(Some(alert));
+        Ok(())
     }
 
-    /// What a rollback could not bring back, and no job works at.
-    async fn retry_blocked(&mut self) {
-        let operations = &self.operations;
-        if operations.store.count(OPEN.name).await.unwrap_or(0) == 0 {
+    /// What a rollback or the boot's restore could not bring, and no job works at.
+    async fn mend(&mut self, now: &NetworkView) {
+        let operations = Arc::clone(&self.operations);
+        let is_blocked = operations.store.count(OPEN.name).await.unwrap_or(0) > 0;
+        if !is_blocked && !self.boot_lacks(now).await {
             self.next_try = None;
             return;
         }
@@ -146,16 +202,33 @@ impl Look {
         let pause = self.next_try.map_or(RETRY, |(_, pause)| pause);
         self.next_try = Some((Instant::now() + pause, LONGEST_RETRY.min(2 * pause)));
         let Some(engine) = operations.engine() else { return };
-        let submission = operations.submission(
-            "network_restore",
-            "agent",
-            super::restore::restore(),
-            JobOptions::default(),
-        );
+        let plan = super::boot::restore();
+        let submission = operations.submission("network_restore", "agent", plan, JobOptions::default());
         match engine.submit(submission).await {
-            Ok(job) => tracing::warn!(%job, "a rollback of the network that was blocked is tried again"),
-            Err(error) => tracing::error!(%error, "a rollback of the network cannot be tried again now"),
+            Ok(job) => tracing::warn!(%job, is_blocked, "the network is brought back once more"),
+            Err(error) => tracing::error!(%error, "the network cannot be brought back now"),
         }
+    }
+
+    /// Whether the boot is not done, and something can be done about it: not while all that is lacking are ports. One that
+    /// came is taken at once.
+    async fn boot_lacks(&mut self, now: &NetworkView) -> bool {
+        if self.boot_done {
+            return false;
+        }
+        let Ok(boot_id) = self.operations.machine_boot_id().await else { return false };
+        let (Ok(done), Ok(confirmed)) =
+            (self.operations.is_boot_done(&boot_id).await, self.operations.network_confirmed().await)
+        else {
+            return false;
+        };
+        self.boot_done = done;
+        let missing = super::boot::missing(&confirmed.desired, now);
+        if !self.missing.is_subset(&missing) {
+            self.next_try = None;
+        }
+        self.missing = missing;
+        !done && (self.missing.is_empty() || !super::show::drift(now, &confirmed).is_empty())
     }
 }
 

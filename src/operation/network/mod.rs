@@ -12,13 +12,14 @@
 //! ```
 //!
 //! A rollback that is blocked leaves the open change on disk: it is told, tried again every [`look::RETRY`] and at each
-//! start, and no other change is begun before it is done. After a reboot the kernel has forgotten all: then the confirmed
-//! declaration is carried out, before VMs start.
+//! start, and no other change is begun before it is done. After a reboot the kernel has forgotten all: then [`boot`] carries
+//! out the confirmed declaration, before VMs start.
 //!
 //! Who owns what: whoever holds the lock `network` writes the open change: its own job, and after that the job that restores
 //! what was blocked. The word that confirms it is a row of its own.
 
 pub mod apply;
+pub mod boot;
 pub mod discover;
 pub mod document;
 pub mod look;
@@ -29,15 +30,17 @@ pub use show::{Shown, Waiting};
 
 use super::Operations;
 use crate::job::{JobFault, LockWant, Mode};
+use crate::kernel::Stopped;
 use crate::model::network::{Change, NetworkView};
 use crate::model::{EventNumber, IfName, JobId, Timestamp};
 use crate::network::ask::Ask;
 use crate::network::{Desired, Problem, Scope};
-use crate::store::{StoreError, Table, Txn};
-use document::{Part, read_document, write_document};
+use crate::store::{StoreError, Table};
+use document::{Part, read_document};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Whoever changes the network holds this.
@@ -122,11 +125,12 @@ pub struct Open {
     pub caller: Option<IpAddr>,
     /// All of it is done and verified.
     pub applied: bool,
-    /// The event that tells of its failure.
-    pub told: Option<EventNumber>,
-    /// The event that tells that its rollback is blocked, while it is.
+    /// The event that tells of its failure is the first such after this one.
     #[serde(default)]
-    pub blocked: Option<EventNumber>,
+    pub told_after: Option<EventNumber>,
+    /// That which tells that its rollback is blocked is the first such after this one.
+    #[serde(default)]
+    pub blocked_after: Option<EventNumber>,
 }
 
 impl Open {
@@ -213,12 +217,6 @@ impl Operations {
         Ok(self.network_open().await?.filter(|open| open.job == job))
     }
 
-    async fn write_open(&self, open: &Open) -> Result<()> {
-        let mut txn = Txn::essential();
-        write_document(&mut txn, &OPEN, open);
-        self.store.commit(txn).await.map(|_| ()).map_err(|e| store_fault(&e))
-    }
-
     /// What the change would do to the network as it is now; refused if it cannot be, or must not.
     pub async fn network_draft(
         &self,
@@ -253,6 +251,14 @@ impl Operations {
             return Err(invalid(&[problem]));
         }
         Ok(Draft { before, after, now, aim, scope, changes })
+    }
+
+    /// The one way to the kernel, so that [`look`] knows what was our doing.
+    async fn change_network(&self, changes: &[Change]) -> std::result::Result<(), Stopped> {
+        self.network_changes.fetch_add(1, Ordering::SeqCst);
+        let done = self.kernel.change_all(changes).await;
+        self.network_changes.fetch_add(1, Ordering::SeqCst);
+        done
     }
 
     /// Whether a network takes away what the other one is reached by.

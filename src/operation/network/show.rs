@@ -1,6 +1,8 @@
 //! What there is to tell of the network.
 
-use super::{CONFIRM, Confirmed, MAX_PAST, Open, Operations, PAST, Past, Result, kernel_fault, store_fault};
+use super::{
+    CONFIRM, Confirmed, LOCK, MAX_PAST, Open, Operations, PAST, Past, Result, kernel_fault, store_fault,
+};
 use crate::job::{JobRecord, JobState, StepRecord, StepState};
 use crate::model::network::{NetworkView, Owner};
 use crate::model::{IfName, JobId};
@@ -56,20 +58,22 @@ impl Operations {
         self.store.prune(&PAST, keep_from.to_be_bytes().to_vec(), 20_000).await.map(drop)
     }
 
+    /// Whether a job has the network in hand; not while its change stands and waits for its word.
+    pub(super) async fn network_is_changing(&self) -> bool {
+        let Some(engine) = self.engine().filter(|engine| engine.is_claimed(LOCK)) else { return false };
+        let Ok(Some(open)) = self.network_open().await else { return true };
+        !matches!(engine.get(open.job).await, Ok(Some(record)) if waits_for_word(&record))
+    }
+
     /// Waits until a change has ended or waits for its confirmation.
     pub async fn network_applied(&self, job: JobId, end: Instant) -> Result<Waiting> {
         let Some(engine) = self.engine() else { return Ok(Waiting::GoesOn) };
-        let waits = |record: &JobRecord| {
-            let at = |step: &&StepRecord| step.state == StepState::Intended;
-            record.state == JobState::Running
-                && record.steps.iter().find(at).is_some_and(|step| step.name == CONFIRM)
-        };
         let patience = end.saturating_duration_since(Instant::now());
-        let record = engine.wait_until(job, patience, waits).await.map_err(|e| store_fault(&e))?;
+        let record = engine.wait_until(job, patience, waits_for_word).await.map_err(|e| store_fault(&e))?;
         let Some(record) = record.filter(|record| !record.state.is_terminal()) else {
             return Ok(Waiting::Ended);
         };
-        if !waits(&record) {
+        if !waits_for_word(&record) {
             return Ok(Waiting::GoesOn);
         }
         // What the step before wrote is on disk before this one begins. One without a window is past it at once.
@@ -84,4 +88,9 @@ impl Operations {
 pub(super) fn drift(now: &NetworkView, confirmed: &Confirmed) -> Vec<crate::model::network::Change> {
     let declared = &confirmed.desired;
     plan(now, &aim(now, declared, declared), &Scope::of(declared, declared, now))
+}
+
+fn waits_for_word(record: &JobRecord) -> bool {
+    let at = |step: &&StepRecord| step.state == StepState::Intended;
+    record.state == JobState::Running && record.steps.iter().find(at).is_some_and(|step| step.name == CONFIRM)
 }
