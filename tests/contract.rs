@@ -15,6 +15,8 @@ mod kernel;
 mod namespace;
 #[path = "contract/real.rs"]
 mod real;
+#[path = "contract/routes.rs"]
+mod routes;
 #[path = "contract/toolstack.rs"]
 mod toolstack;
 #[path = "contract/traffic.rs"]

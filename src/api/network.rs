@@ -21,7 +21,8 @@ use tokio::time::Instant;
 const DESIRED: Param = need(
     "desired",
     Type::Struct,
-    "{links: {NAME: {kind: ethernet|bond|vlan|bridge|dummy, …}}, routes: [{to, via, link, metric}], networks: {NAME: {link, roles}}}: \
+    "{links: {NAME: {kind: ethernet|bond|vlan|bridge|dummy, …}}, routes: [{to, via, link, metric, table, onlink, \
+     source, hops: [{via, link, weight, onlink}]}], networks: {NAME: {link, roles}}}: \
      all that is to be managed; what was declared before and is not here any more is removed, or let go",
 );
 const OPTIONS: Param = may(

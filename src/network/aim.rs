@@ -315,8 +315,9 @@ impl Aim<'_> {
         for route in &self.before.routes {
             let like = route.normal();
             let is_it = |one: &&Route| {
-                one.metric == like.metric
+                one.is_rival(&like)
                     && one.via == like.via
+                    && one.hops == like.hops
                     && (like.link.is_none() || one.link == like.link)
             };
             let gone: Vec<Route> = self.view.routes_to(like.to).filter(is_it).cloned().collect();
@@ -326,30 +327,33 @@ impl Aim<'_> {
         }
         let kept = std::mem::take(&mut self.view.routes);
         let kept = kept.into_iter().filter(|route| self.is_kept(route));
-        let (with_gateway, without): (Vec<Route>, Vec<Route>) = kept.partition(|route| route.via.is_some());
+        let (with_gateway, without): (Vec<Route>, Vec<Route>) = kept.partition(|route| route.has_gateway());
         self.view.routes = without.into_iter().collect();
         let (asked_with, asked_without): (Vec<Route>, Vec<Route>) =
-            self.desired.routes.iter().map(Route::normal).partition(|route| route.via.is_some());
+            self.desired.routes.iter().map(Route::normal).partition(|route| route.has_gateway());
         for route in asked_without {
             self.put(route);
         }
         let reach = Reach::of(&self.view);
         for route in with_gateway {
-            let is_reached = route.via.is_some_and(|via| reach.link_to(via, route.link.as_ref()).is_some());
-            if is_reached || !route.link.as_ref().is_some_and(|link| self.is_touched(link)) {
+            if reach.leads(&route) || !route.links().any(|link| self.is_touched(link)) {
                 self.view.routes.insert(route);
             }
         }
         for mut route in asked_with {
-            let link = route.via.and_then(|via| reach.link_to(via, route.link.as_ref()));
-            route.link = link.cloned().or(route.link);
+            if route.link.is_none() {
+                route.link = route.via.and_then(|via| reach.link_to(via, None)).cloned();
+            }
             self.put(route);
         }
     }
 
-    fn put(&mut self, route: Route) {
+    /// One that does what is asked for stays as it is, whoever made it.
+    fn put(&mut self, asked: Route) {
+        let is_it = |one: &&Route| one.does(&asked) && one.onlink == asked.onlink;
+        let route = self.now.routes_to(asked.to).find(is_it).cloned().unwrap_or(asked);
         let same: Vec<Route> =
-            self.view.routes_to(route.to).filter(|one| one.metric == route.metric).cloned().collect();
+            self.view.routes_to(route.to).filter(|one| one.is_rival(&route)).cloned().collect();
         for route in same {
             self.view.routes.remove(&route);
         }
@@ -365,7 +369,10 @@ impl Aim<'_> {
 
     /// Whether the link of a route that nobody speaks of keeps it.
     fn is_kept(&self, route: &Route) -> bool {
-        let Some(name) = &route.link else { return true };
+        route.links().all(|link| self.keeps(link, route))
+    }
+
+    fn keeps(&self, name: &IfName, route: &Route) -> bool {
         let Some(then) = self.view.links.get(name) else { return false };
         let has = |link: &LinkView| link.addresses.iter().any(|one| one.ip.is_ipv4());
         let lost_ipv4 = self.now.links.get(name).is_some_and(|now| has(now) && !has(then));

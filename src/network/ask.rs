@@ -321,14 +321,14 @@ impl Edit<'_> {
         source.addresses = Some(BTreeSet::new());
         source.dhcp = false;
         let by_it: Vec<Route> =
-            self.now.routes.iter().filter(|route| route.link.as_ref() == Some(from)).cloned().collect();
-        for route in by_it {
-            self.desired.routes.insert(Route { link: Some(to.clone()), ..route });
+            self.now.routes.iter().filter(|route| route.links().any(|link| link == from)).cloned().collect();
+        self.desired.routes.retain(|route| route.links().all(|link| link != from));
+        for mut route in by_it {
+            route.protocol = 0;
+            let links = route.link.iter_mut().chain(route.hops.iter_mut().map(|hop| &mut hop.link));
+            links.filter(|link| *link == from).for_each(|link| link.clone_from(to));
+            self.desired.routes.insert(route);
         }
-        self.desired.routes = std::mem::take(&mut self.desired.routes)
-            .into_iter()
-            .filter(|r| r.link.as_ref() != Some(from))
-            .collect();
         for network in self.desired.networks.values_mut().filter(|network| network.link == *from) {
             network.link = to.clone();
         }
@@ -383,7 +383,7 @@ impl Edit<'_> {
         let on_it = |address: &Address| address.network() == network.network();
         if !is.addresses.iter().chain(&declared).any(on_it) {
             let to = network.network();
-            self.desired.routes.insert(Route { to, via: None, link: Some(link.clone()), metric: 0 });
+            self.desired.routes.insert(Route { link: Some(link.clone()), ..Route::new(to) });
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ pub fn address(text: &str) -> Address {
 }
 
 pub fn route(to: &str, via: Option<&str>, link: Option<&str>) -> Route {
-    Route { to: address(to), via: via.map(|via| via.parse().unwrap()), link: link.map(name), metric: 0 }
+    Route { via: via.map(|via| via.parse().unwrap()), link: link.map(name), ..Route::new(address(to)) }
 }
 
 pub fn vlan_id(id: u64) -> VlanId {
@@ -87,7 +87,16 @@ pub fn bare_host(tape: &mut Tape<'_>) -> NetworkView {
         let via = address(&format!("172.16.{at}.254/24"));
         if link.up && link.addresses.iter().any(|one| one.contains(via.ip)) && tape.yes() {
             let to = address(&format!("198.18.{at}.0/24"));
-            view.routes.insert(Route { to, via: Some(via.ip), link: Some(name(ethernet)), metric: 0 });
+            let mut route = Route { via: Some(via.ip), link: Some(name(ethernet)), ..Route::new(to) };
+            // As hosts have them: by somebody else, in a table of its own, with a source, to a gateway that is just there.
+            match tape.of(6) {
+                1 => route.protocol = 12,
+                2 => route.table = 100,
+                3 => route.source = Some(address(&format!("172.16.{at}.1")).ip),
+                4 => (route.via, route.onlink) = (Some(address("192.88.99.1").ip), true),
+                _ => {}
+            }
+            view.routes.insert(route);
         }
     }
     view
@@ -312,8 +321,9 @@ pub fn others(tape: &mut Tape<'_>, view: &mut NetworkView, number: usize) {
                 changes.push(Change::SetUp { link: link.clone(), up });
                 let via = Some(address(&format!("10.{}.{at}.254", 100 + number)).ip);
                 let to = address(&format!("10.{}.{at}.0/24", 200 + number));
-                changes
-                    .push(Change::AddRoute { route: Route { to, via, link: Some(link.clone()), metric: 5 } });
+                changes.push(Change::AddRoute {
+                    route: Route { via, link: Some(link.clone()), metric: 5, ..Route::new(to) },
+                });
             }
             if has_ipv6 && up {
                 changes.push(Change::AddAddress { link, address: ip6 });

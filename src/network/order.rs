@@ -1,7 +1,7 @@
 //! Which link stands on which: the order from below to above, and which link leads to a gateway.
 
 use crate::model::IfName;
-use crate::model::network::{Address, Kind, NetworkView, Route};
+use crate::model::network::{Address, Kind, MAIN_TABLE, NetworkView, Route};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -79,7 +79,7 @@ impl Reach {
                 reach.add(*address, name);
             }
         }
-        for route in view.routes.iter().filter(|route| route.via.is_none()) {
+        for route in view.routes.iter().filter(|route| route.table == MAIN_TABLE) {
             reach.add_route(route);
         }
         reach
@@ -94,6 +94,14 @@ impl Reach {
     fn add(&mut self, network: Address, link: &IfName) {
         self.prefixes.insert((network.ip.is_ipv4(), network.prefix));
         self.networks.entry(network.network()).or_default().insert(link.clone());
+    }
+
+    /// Whether each gateway of a route is on the network of its link, or needs to be on none.
+    pub fn leads(&self, route: &Route) -> bool {
+        route.ways().all(|(via, link, onlink)| match via {
+            Some(via) => Route::is_on_link(Some(via), link, onlink) || self.link_to(via, link).is_some(),
+            None => true,
+        })
     }
 
     /// The link on whose network this address is, the narrowest network first; of `link` alone if one is named.

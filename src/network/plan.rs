@@ -83,7 +83,7 @@ impl Planner {
         }
         let gone: Vec<Route> = self.ground.view().routes.difference(&self.target.routes).cloned().collect();
         for route in gone {
-            if !route.link.as_ref().is_some_and(|link| going.contains(link)) {
+            if !route.links().any(|link| going.contains(link)) {
                 self.push(Change::DeleteRoute { route });
             }
         }
@@ -289,7 +289,7 @@ impl Planner {
         }
         let missing = self.target.routes.difference(&self.ground.view().routes).cloned();
         let (with_gateway, without): (Vec<Route>, Vec<Route>) =
-            missing.partition(|route| route.via.is_some());
+            missing.partition(|route| route.has_gateway());
         for route in without.into_iter().chain(with_gateway) {
             self.push(Change::AddRoute { route });
         }

@@ -3,7 +3,7 @@
 use super::problem::{Problem, Problems};
 use super::{Desired, DesiredLink, LogicalNetwork, Role, VirtualIp};
 use crate::model::network::{
-    Address, Bond, BondMode, Bridge, Kind, LacpRate, Mtu, PortVlan, Route, VlanId, XmitHash,
+    Address, Bond, BondMode, Bridge, Hop, Kind, LacpRate, MAIN_TABLE, Mtu, PortVlan, Route, VlanId, XmitHash,
 };
 use crate::model::{IfName, Label, Mac, excerpt};
 use serde_json::{Map, Value};
@@ -17,6 +17,9 @@ const MAX_VIRTUAL_IPS: usize = 5000;
 const MAX_PORTS: usize = 5000;
 const MAX_ADDRESSES: usize = 256;
 const MAX_VLANS: usize = 4094;
+const MAX_HOPS: usize = 64;
+/// The kernel keeps one less in a byte (`rtnh_hops`).
+const MAX_WEIGHT: u32 = 256;
 
 impl Desired {
     /// From the form that [`super::desired`] shows.
@@ -402,8 +405,44 @@ impl Reader {
         let link = members.get("link").and_then(|value| self.name(&members.field("link"), value));
         let metric =
             members.get("metric").and_then(|value| self.number(&members.field("metric"), value, u32::MAX));
+        let table =
+            members.get("table").and_then(|value| self.number(&members.field("table"), value, u32::MAX));
+        let onlink = self.yes(&mut members, "onlink", false);
+        let source = members.get("source").and_then(|value| self.ip(&members.field("source"), value));
+        let hops = members.get("hops").map(|value| self.hops(&members.field("hops"), value));
         self.no_more(members);
-        Some(Route { to: to?, via, link, metric: metric.unwrap_or(0) })
+        Some(Route {
+            via,
+            link,
+            metric: metric.unwrap_or(0),
+            table: table.unwrap_or(MAIN_TABLE),
+            onlink,
+            source,
+            hops: hops.unwrap_or_default(),
+            ..Route::new(to?)
+        })
+    }
+
+    fn hops(&mut self, field: &str, value: &Value) -> Vec<Hop> {
+        let mut hops = Vec::new();
+        for (at, value) in self.list(field, value, MAX_HOPS).iter().enumerate() {
+            hops.extend(self.hop(&format!("{field}[{at}]"), value));
+        }
+        hops
+    }
+
+    fn hop(&mut self, field: &str, value: &Value) -> Option<Hop> {
+        let mut members = self.members(field, value)?;
+        let via = members.get("via").and_then(|value| self.ip(&members.field("via"), value));
+        let link = self.needed(&mut members, "link", "an interface's name", Self::name);
+        let weight =
+            members.get("weight").and_then(|value| self.number(&members.field("weight"), value, MAX_WEIGHT));
+        let onlink = self.yes(&mut members, "onlink", false);
+        if weight == Some(0) {
+            self.problems.add(members.field("weight"), "is not one; allowed: 1 to 256");
+        }
+        self.no_more(members);
+        Some(Hop { via, link: link?, weight: u16::try_from(weight.unwrap_or(1)).ok()?, onlink })
     }
 
     fn network(&mut self, field: &str, value: &Value) -> Option<LogicalNetwork> {

@@ -78,6 +78,10 @@ fn each_problem_names_its_field() {
             "routes[0].to: is missing; allowed: a network, 0.0.0.0/0 or ::/0",
         ),
         (
+            json!({"routes": [{"to": "::/0", "hops": [{"link": "eth0", "weight": 0}]}]}),
+            "routes[0].hops[0].weight: is not one; allowed: 1 to 256",
+        ),
+        (
             json!({"routes": [{"to": "::/0", "via": "x"}]}),
             "routes[0].via: \"x\" is not one; allowed: an IPv4 or IPv6 address",
         ),
@@ -162,6 +166,20 @@ fn the_example_of_the_documentation_is_read() {
     let read = Desired::read(&value).unwrap();
     assert_eq!(read, serde_json::from_value(value).unwrap());
     assert_eq!((read.links.len(), read.routes.len(), read.networks.len()), (3, 1, 1));
+}
+
+#[test]
+fn all_that_a_route_can_have_is_read_as_it_was_written() {
+    let value = json!({"routes": [
+        {"to": "0.0.0.0/0", "via": "192.0.2.1", "link": "eth0", "metric": 5, "table": 70_000, "onlink": true,
+         "source": "192.0.2.10"},
+        {"to": "::/0", "hops": [{"via": "fe80::1", "link": "eth0", "weight": 256}, {"link": "eth1", "onlink": true}]},
+    ]});
+    let read = Desired::read(&value).unwrap();
+    assert_eq!(read, serde_json::from_value(value).unwrap());
+    assert_eq!(Desired::read(&serde_json::to_value(&read).unwrap()).unwrap(), read);
+    let hops: Vec<u16> = read.routes.iter().flat_map(|route| &route.hops).map(|hop| hop.weight).collect();
+    assert_eq!(hops, [256, 1]);
 }
 
 fn anything() -> impl Strategy<Value = Value> {

@@ -12,7 +12,7 @@ pub struct Scope {
     pub links: BTreeSet<IfName>,
     /// Whether all routes by these links are in it.
     pub routes: bool,
-    /// Beside those by the links. One without a link stands for any link.
+    /// Beside those by the links; bare. One without a link stands for any link.
     pub extra_routes: BTreeSet<Route>,
     /// Addresses that matter even on links that DHCP configures, where others come and go with the lease.
     pub virtual_ips: BTreeSet<(IfName, Address)>,
@@ -32,9 +32,9 @@ impl Scope {
                 scope.virtual_ips.insert((virtual_ip.link.clone(), address));
             }
             for route in declared.routes.iter().map(Route::normal) {
-                let in_the_way = now.routes_to(route.to).filter(|one| one.metric == route.metric);
-                scope.extra_routes.extend(in_the_way.cloned());
-                scope.extra_routes.insert(route);
+                let in_the_way = now.routes_to(route.to).filter(|one| one.is_rival(&route));
+                scope.extra_routes.extend(in_the_way.map(Route::bare));
+                scope.extra_routes.insert(route.bare());
             }
         }
         let vlans = vlans_by_parent(now);
@@ -55,11 +55,12 @@ impl Scope {
     }
 
     pub fn has_route(&self, route: &Route) -> bool {
-        let route = route.normal();
-        let by_link = self.routes && route.link.as_ref().is_some_and(|link| self.links.contains(link));
-        by_link
-            || self.extra_routes.contains(&route)
-            || self.extra_routes.contains(&Route { link: None, ..route })
+        (self.routes && route.links().any(|link| self.links.contains(link))) || self.is_extra(route)
+    }
+
+    fn is_extra(&self, route: &Route) -> bool {
+        let route = route.bare();
+        self.extra_routes.contains(&route) || self.extra_routes.contains(&Route { link: None, ..route })
     }
 }
 
@@ -87,7 +88,7 @@ pub fn target(now: &NetworkView, then: &NetworkView, scope: &Scope) -> NetworkVi
     let is_leased = |route: &Route| {
         let has_dhcp = |view: &NetworkView, name| view.links.get(name).is_some_and(|link| link.dhcp);
         let by_link = route.link.as_ref().is_some_and(|name| has_dhcp(now, name) && has_dhcp(then, name));
-        by_link && !scope.extra_routes.contains(route)
+        by_link && !scope.is_extra(route)
     };
     target.routes.retain(|route| !scope.has_route(route));
     target.routes.extend(then.routes.iter().filter(|one| scope.has_route(one) && !is_leased(one)).cloned());
@@ -99,9 +100,12 @@ pub fn target(now: &NetworkView, then: &NetworkView, scope: &Scope) -> NetworkVi
         let link = route.link.as_ref().and_then(|link| target.links.get(link));
         let can_be = link.is_some_and(|link| {
             let is_reached = |via| link.addresses.iter().any(|one| one.contains(via));
-            link.up && route.via.is_none_or(is_reached) && (route.to.ip.is_ipv4() || link.mtu >= 1280)
+            let is_on_link = Route::is_on_link(route.via, route.link.as_ref(), route.onlink);
+            link.up
+                && (is_on_link || route.via.is_none_or(is_reached))
+                && (route.to.ip.is_ipv4() || link.mtu >= 1280)
         });
-        if can_be && !target.routes_to(route.to).any(|one| one.metric == route.metric) {
+        if can_be && !target.routes_to(route.to).any(|one| one.is_rival(&route)) {
             target.routes.insert(route);
         }
     }
@@ -157,7 +161,7 @@ fn drop_dangling(view: &mut NetworkView) {
         }
     }
     let links = &view.links;
-    view.routes.retain(|route| route.link.as_ref().is_none_or(|link| links.contains_key(link)));
+    view.routes.retain(|route| route.links().all(|link| links.contains_key(link)));
 }
 
 /// The target of a rollback: the snapshot for what is in scope, and what there is now for all else. Guests' cards that are

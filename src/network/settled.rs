@@ -19,9 +19,7 @@ pub fn settled(before: &Desired, after: &Desired, now: &NetworkView) -> Desired 
         let ports = now.ports(name).filter(|(_, port)| port.kind != Kind::Vif);
         link.ports = ports.map(|(port, _)| port.clone()).collect();
     }
-    desired.routes.retain(|route| {
-        now.routes.iter().any(|is| is.to.network() == route.to.network() && is.metric == route.metric)
-    });
+    desired.routes.retain(|route| now.routes.iter().any(|is| is.is_rival(&route.normal())));
     desired.networks.retain(|_, network| now.links.contains_key(&network.link));
     desired.virtual_ips.retain(|ip, _| now.holder(*ip).is_some());
     let held: Vec<_> = desired.virtual_ips.iter().map(|(ip, one)| (*ip, one.link.clone())).collect();

@@ -245,11 +245,7 @@ fn routes_networks_and_virtual_addresses_that_cannot_be_are_refused_at_their_fie
         "br": {"kind": "bridge", "ports": ["d"]}, "d": {"kind": "dummy"}, "low": {"kind": "dummy", "mtu": 1000},
     }));
     for (more, field, text) in [
-        (
-            json!({"routes": [{"to": "0.0.0.0/0", "via": "2001:db8::1"}]}),
-            "routes.0.0.0.0/0.via",
-            "other family",
-        ),
+        (json!({"routes": [{"to": "::/0", "via": "192.0.2.1"}]}), "routes.::/0.via", "other family"),
         (
             json!({"routes": [{"to": "0.0.0.0/0", "via": "10.9.9.9"}]}),
             "routes.0.0.0.0/0.via",
@@ -268,6 +264,31 @@ fn routes_networks_and_virtual_addresses_that_cannot_be_are_refused_at_their_fie
             "on no network of eth3",
         ),
         (json!({"routes": [{"to": "10.0.0.0/8"}]}), "routes.10.0.0.0/8", "needs a gateway"),
+        (
+            json!({"routes": [{"to": "0.0.0.0/0", "via": "203.0.113.2", "onlink": true}]}),
+            "routes.0.0.0.0/0.onlink",
+            "needs a gateway (via) and a link",
+        ),
+        (
+            json!({"routes": [{"to": "0.0.0.0/0", "via": "192.0.2.1", "source": "203.0.113.2"}]}),
+            "routes.0.0.0.0/0.source",
+            "no address of this host",
+        ),
+        (
+            json!({"routes": [{"to": "0.0.0.0/0", "via": "192.0.2.1", "table": 255}]}),
+            "routes.0.0.0.0/0.table",
+            "kernel's own",
+        ),
+        (
+            json!({"routes": [{"to": "0.0.0.0/0", "via": "192.0.2.1", "hops": [{"link": "eth0"}]}]}),
+            "routes.0.0.0.0/0.hops",
+            "excludes via",
+        ),
+        (
+            json!({"routes": [{"to": "0.0.0.0/0", "hops": [{"link": "eth0"}, {"link": "none"}]}]}),
+            "routes.0.0.0.0/0.link",
+            "no link none",
+        ),
         (json!({"routes": [{"to": "10.0.0.1/8", "link": "eth0"}]}), "routes.10.0.0.1/8.to", "10.0.0.0/8"),
         (json!({"routes": [{"to": "224.0.0.0/4", "link": "eth0"}]}), "routes.224.0.0.0/4.to", "others"),
         (
@@ -353,7 +374,10 @@ fn what_can_be_is_not_refused() {
             "eth3.9": {"kind": "vlan", "parent": "eth3", "id": 9},
         })),
         "routes": [{"to": "0.0.0.0/0", "via": "192.0.2.1"}, {"to": "10.0.0.0/8", "via": "198.51.100.1"},
-                   {"to": "10.7.7.7/32", "link": "eth3"}, {"to": "10.8.0.0/16", "via": "10.7.7.7"}],
+                   {"to": "10.7.7.7/32", "link": "eth3"}, {"to": "10.8.0.0/16", "via": "10.7.7.7"},
+                   {"to": "10.9.0.0/16", "via": "203.0.113.2", "link": "xenbr0", "onlink": true},
+                   {"to": "0.0.0.0/0", "via": "192.0.2.1", "table": 100, "source": "192.0.2.10"},
+                   {"to": "10.10.0.0/16", "hops": [{"via": "192.0.2.1", "link": "xenbr0"}, {"link": "eth3", "weight": 5}]}],
         "networks": {"mgmt": {"link": "xenbr0", "roles": ["MANAGEMENT", "VIRTUAL_MACHINE"]}},
         "virtual_ips": {"192.0.2.99": {"link": "xenbr0", "prefix": 24}},
     });

@@ -1,6 +1,6 @@
 //! By which of our addresses somebody comes.
 
-use crate::model::network::{Address, NetworkView, Route};
+use crate::model::network::{Address, MAIN_TABLE, NetworkView, Route};
 use std::net::IpAddr;
 
 /// The address that packets to `peer` leave with: on the network that it is on, else on the link of the narrowest route to
@@ -12,9 +12,9 @@ pub fn way_in(view: &NetworkView, peer: IpAddr) -> Option<IpAddr> {
     if let Some(address) = near {
         return Some(address.ip);
     }
-    let wider = view.routes.iter().filter(|route| route.to.contains(peer));
+    let wider = view.routes.iter().filter(|route| route.table == MAIN_TABLE && route.to.contains(peer));
     let route = wider.max_by_key(|route| (route.to.prefix, std::cmp::Reverse(route.metric)))?;
-    let link = view.links.get(route.link.as_ref()?)?;
+    let link = view.links.get(route.links().next()?)?;
     by_gateway(link.addresses.iter(), route).map(|address| address.ip)
 }
 
@@ -22,7 +22,10 @@ fn by_gateway<'a>(
     addresses: impl Iterator<Item = &'a Address> + Clone,
     route: &Route,
 ) -> Option<&'a Address> {
-    let on_its_network = |address: &&Address| route.via.is_some_and(|via| address.contains(via));
+    let on_its_network = |address: &&Address| match route.source {
+        Some(source) => address.ip == source,
+        None => route.via.is_some_and(|via| address.contains(via)),
+    };
     let of_family = |address: &&Address| address.ip.is_ipv4() == route.to.ip.is_ipv4();
     addresses.clone().find(on_its_network).or_else(|| addresses.clone().find(of_family))
 }
@@ -44,7 +47,7 @@ mod tests {
         }
         let to = Address::parse("0.0.0.0/0").unwrap();
         let via = Some("198.51.100.2".parse().unwrap());
-        view.routes.insert(Route { to, via, link: Some(IfName::parse("b").unwrap()), metric: 0 });
+        view.routes.insert(Route { via, link: Some(IfName::parse("b").unwrap()), ..Route::new(to) });
         let way = |peer: &str| way_in(&view, peer.parse().unwrap()).map(|ip| ip.to_string());
         assert_eq!(way("192.0.2.77").as_deref(), Some("192.0.2.10"));
         assert_eq!(way("203.0.113.9").as_deref(), Some("198.51.100.1"));

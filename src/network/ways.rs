@@ -4,7 +4,7 @@ use super::Desired;
 use super::order::Reach;
 use super::problem::{Problem, Problems};
 use crate::model::IfName;
-use crate::model::network::{Kind, NetworkView, Route};
+use crate::model::network::{Kind, LOCAL_TABLE, MAIN_TABLE, NetworkView, Route};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -78,7 +78,10 @@ fn leads_to(view: &NetworkView, ip: IpAddr) -> bool {
     let by_address =
         view.links.values().any(|link| link.up && link.addresses.iter().any(|address| address.contains(ip)));
     by_address
-        || view.routes.iter().any(|route| route.to.contains(ip) && route.link.as_ref().is_some_and(is_on))
+        || view
+            .routes
+            .iter()
+            .any(|route| route.table == MAIN_TABLE && route.to.contains(ip) && route.links().any(is_on))
 }
 
 pub(super) fn check(desired: &Desired, aim: &NetworkView, problems: &mut Problems) {
@@ -89,7 +92,7 @@ pub(super) fn check(desired: &Desired, aim: &NetworkView, problems: &mut Problem
     for route in &desired.routes {
         let field = format!("routes.{}", route.to);
         let like = route.normal();
-        if !taken.insert((like.to, like.metric)) {
+        if !taken.insert((like.to, like.metric, like.table)) {
             problems.add(field.clone(), "there are two of the same metric");
         }
         if route.to.ip != like.to.ip {
@@ -98,41 +101,66 @@ pub(super) fn check(desired: &Desired, aim: &NetworkView, problems: &mut Problem
         if route.to.ip.is_multicast() || route.to.ip.is_loopback() {
             problems.add(format!("{field}.to"), "is no network of others");
         }
-        if let Some(via) = route.via
-            && let Some(wrong) = wrong_gateway(route, via, &own)
-        {
-            problems.add(format!("{field}.via"), wrong);
+        if route.table == 0 || route.table == LOCAL_TABLE {
+            problems
+                .add(format!("{field}.table"), "is the kernel's own; allowed: 1 to 4294967295, without 255");
+        }
+        if route.source.is_some_and(|source| !own.contains(&source)) {
+            problems.add(format!("{field}.source"), "is no address of this host");
+        }
+        if !route.hops.is_empty() && (route.via.is_some() || route.link.is_some() || route.onlink) {
+            problems.add(format!("{field}.hops"), "excludes via, link and onlink");
             continue;
         }
-        let link = match (route.via, &route.link) {
-            (Some(via), link) => reach.link_to(via, link.as_ref()).or(link.as_ref()),
-            (None, link) => link.as_ref(),
-        };
-        match link.map(|link| (link, aim.links.get(link))) {
-            None if route.via.is_some() => {
-                problems.add(format!("{field}.via"), "is on no network of this host");
-            }
-            None => problems.add(field, "needs a gateway (via) or a link"),
-            Some((link, None)) => {
-                problems.add(format!("{field}.link"), format!("there will be no link {link}"))
-            }
-            Some((link, Some(then))) if !then.up => {
-                problems.add(format!("{field}.link"), format!("{link} is off"));
-            }
-            Some((link, Some(then))) if route.to.ip.is_ipv6() && then.mtu < 1280 => {
-                problems.add(format!("{field}.link"), format!("the MTU of {link} is too small for IPv6"));
-            }
-            Some((link, Some(_))) => {
-                if route.via.is_some_and(|via| reach.link_to(via, Some(link)).is_none()) {
-                    problems.add(format!("{field}.via"), format!("is on no network of {link}"));
-                }
+        for way in route.ways() {
+            check_way(&field, route, way, aim, &reach, &own, problems);
+        }
+    }
+}
+
+fn check_way(
+    field: &str,
+    route: &Route,
+    (via, link, onlink): (Option<IpAddr>, Option<&IfName>, bool),
+    aim: &NetworkView,
+    reach: &Reach,
+    own: &BTreeSet<IpAddr>,
+    problems: &mut Problems,
+) {
+    if let Some(wrong) = via.and_then(|via| wrong_gateway(route, via, own)) {
+        problems.add(format!("{field}.via"), wrong);
+        return;
+    }
+    if onlink && (via.is_none() || link.is_none()) {
+        problems.add(format!("{field}.onlink"), "needs a gateway (via) and a link");
+        return;
+    }
+    let is_on_link = Route::is_on_link(via, link, onlink);
+    let found = match via {
+        Some(via) if !is_on_link => reach.link_to(via, link).or(link),
+        _ => link,
+    };
+    match found.map(|link| (link, aim.links.get(link))) {
+        None if via.is_some() => problems.add(format!("{field}.via"), "is on no network of this host"),
+        None => problems.add(field.to_owned(), "needs a gateway (via) or a link"),
+        Some((link, None)) => problems.add(format!("{field}.link"), format!("there will be no link {link}")),
+        Some((link, Some(then))) if !then.up => {
+            problems.add(format!("{field}.link"), format!("{link} is off"));
+        }
+        Some((link, Some(then))) if route.to.ip.is_ipv6() && then.mtu < 1280 => {
+            problems.add(format!("{field}.link"), format!("the MTU of {link} is too small for IPv6"));
+        }
+        Some((link, Some(_))) => {
+            if !is_on_link && via.is_some_and(|via| reach.link_to(via, Some(link)).is_none()) {
+                problems.add(format!("{field}.via"), format!("is on no network of {link}"));
             }
         }
     }
 }
 
 fn wrong_gateway(route: &Route, via: IpAddr, own: &BTreeSet<IpAddr>) -> Option<String> {
-    if via.is_ipv4() != route.to.ip.is_ipv4() {
+    // IPv4 may go by a gateway of IPv6 (RFC 5549).
+    if via.is_ipv4() && route.to.ip.is_ipv6() {
         return Some("is of the other family than the network".to_owned());
     }
     if via.is_unspecified() || via.is_loopback() || via.is_multicast() {

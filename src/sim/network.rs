@@ -4,7 +4,7 @@
 //! leaves.
 
 use crate::model::network::{
-    Address, Change, Kind, LinkFacts, LinkView, NetworkView, Owner, Refused, Route, perform,
+    Address, Change, Kind, LinkFacts, LinkView, MAIN_TABLE, NetworkView, Owner, Refused, Route, perform,
 };
 use crate::model::{IfName, Mac};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +60,7 @@ fn booted() -> NetworkView {
     let kind = Kind::Bridge(crate::model::network::Bridge::default());
     view.links.insert(bridge.clone(), LinkView { mac: Some(ethernet_mac(0)), addresses, ..up(kind) });
     let via = Some(address("192.0.2.1").ip);
-    view.routes.insert(Route { to: address("0.0.0.0/0"), via, link: Some(bridge), metric: 0 });
+    view.routes.insert(Route { via, link: Some(bridge), ..Route::new(address("0.0.0.0/0")) });
     view
 }
 
@@ -194,8 +194,11 @@ impl Network {
             let networks = link.addresses.iter().filter(|address| address.contains(to));
             networks.map(move |address| (address.prefix, 0, name, to))
         });
-        let routed = self.view.routes.iter().filter(|route| route.to.contains(to)).filter_map(|route| {
-            Some((route.to.prefix, route.metric, route.link.as_ref()?, route.via.unwrap_or(to)))
+        let routed =
+            self.view.routes.iter().filter(|route| route.table == MAIN_TABLE && route.to.contains(to));
+        let routed = routed.flat_map(|route| {
+            let ways = route.ways();
+            ways.filter_map(|(via, link, _)| Some((route.to.prefix, route.metric, link?, via.unwrap_or(to))))
         });
         let best =
             attached.chain(routed).max_by_key(|(prefix, metric, ..)| (*prefix, std::cmp::Reverse(*metric)));

@@ -1,6 +1,7 @@
 //! What every body of the kernel's trait must do: the simulated one, and the real one in a network namespace of its own.
 //! Rules about kinds that a kernel may lack (bonds, VLANs, dummies, VLAN filtering) look first whether it has them.
 
+pub use crate::routes::*;
 use dom0d::kernel::{Kernel, KernelError};
 use dom0d::model::IfName;
 use dom0d::model::network::{
@@ -17,11 +18,11 @@ pub fn name(text: &str) -> IfName {
     text.parse().unwrap()
 }
 
-fn address(text: &str) -> Address {
+pub fn address(text: &str) -> Address {
     text.parse().unwrap()
 }
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
@@ -29,23 +30,23 @@ fn vlan_id(id: u64) -> VlanId {
     VlanId::new(id).unwrap()
 }
 
-fn bridge() -> Kind {
+pub fn bridge() -> Kind {
     Kind::Bridge(Bridge::default())
 }
 
-fn pair(peer: &str) -> Kind {
+pub fn pair(peer: &str) -> Kind {
     Kind::Veth { peer: Some(name(peer)) }
 }
 
-fn create(link: &str, kind: Kind) -> Change {
+pub fn create(link: &str, kind: Kind) -> Change {
     Change::Create { link: name(link), kind, mac: None, mtu: None }
 }
 
-fn delete(link: &str) -> Change {
+pub fn delete(link: &str) -> Change {
     Change::Delete { link: name(link) }
 }
 
-fn set_up(link: &str, up: bool) -> Change {
+pub fn set_up(link: &str, up: bool) -> Change {
     Change::SetUp { link: name(link), up }
 }
 
@@ -53,31 +54,31 @@ fn set_controller(link: &str, controller: Option<&str>) -> Change {
     Change::SetController { link: name(link), controller: controller.map(name) }
 }
 
-fn set_mtu(link: &str, mtu: u32) -> Change {
+pub fn set_mtu(link: &str, mtu: u32) -> Change {
     Change::SetMtu { link: name(link), mtu }
 }
 
-fn add_address(link: &str, text: &str) -> Change {
+pub fn add_address(link: &str, text: &str) -> Change {
     Change::AddAddress { link: name(link), address: address(text) }
 }
 
-fn delete_address(link: &str, text: &str) -> Change {
+pub fn delete_address(link: &str, text: &str) -> Change {
     Change::DeleteAddress { link: name(link), address: address(text) }
 }
 
-fn route(to: &str, via: Option<&str>, link: Option<&str>, metric: u32) -> Route {
-    Route { to: address(to), via: via.map(ip), link: link.map(name), metric }
+pub fn route(to: &str, via: Option<&str>, link: Option<&str>, metric: u32) -> Route {
+    Route { via: via.map(ip), link: link.map(name), metric, ..Route::new(address(to)) }
 }
 
-fn add_route(route: Route) -> Change {
+pub fn add_route(route: Route) -> Change {
     Change::AddRoute { route }
 }
 
-fn delete_route(route: Route) -> Change {
+pub fn delete_route(route: Route) -> Change {
     Change::DeleteRoute { route }
 }
 
-async fn view(kernel: &dyn Kernel) -> NetworkView {
+pub async fn view(kernel: &dyn Kernel) -> NetworkView {
     kernel.network().await.unwrap()
 }
 
@@ -89,14 +90,14 @@ async fn exists(kernel: &dyn Kernel, link: &str) -> bool {
     view(kernel).await.links.contains_key(&name(link))
 }
 
-async fn done(kernel: &dyn Kernel, changes: impl IntoIterator<Item = Change>) {
+pub async fn done(kernel: &dyn Kernel, changes: impl IntoIterator<Item = Change>) {
     for change in changes {
         let told = kernel.change(&change).await;
         assert_eq!(told, Ok(()), "{change}");
     }
 }
 
-async fn refused(kernel: &dyn Kernel, change: Change, why: Refused) {
+pub async fn refused(kernel: &dyn Kernel, change: Change, why: Refused) {
     let before = view(kernel).await;
     assert_eq!(kernel.change(&change).await, Err(KernelError::Refused(why)), "{change}");
     assert_eq!(view(kernel).await, before, "{change}: a refusal changes nothing");
@@ -315,58 +316,6 @@ pub async fn a_small_mtu_ends_ipv6(kernel: &dyn Kernel) {
     refused(kernel, add_address("kv0", "2001:db8:1::1/64"), Refused::Range).await;
 }
 
-pub async fn routes_read_back_as_they_were_asked_for(kernel: &dyn Kernel) {
-    done(kernel, [create("kb0", bridge()), set_up("kb0", true)]).await;
-    done(kernel, [add_address("kb0", "198.51.100.1/24"), add_address("kb0", "2001:db8:1::1/64")]).await;
-    let asked = [
-        route("203.0.113.0/24", Some("198.51.100.9"), Some("kb0"), 0),
-        route("203.0.113.0/24", Some("198.51.100.8"), Some("kb0"), 50),
-        route("203.0.112.0/24", None, Some("kb0"), 0),
-        route("2001:db8:2::/48", Some("2001:db8:1::9"), Some("kb0"), 0),
-        route("2001:db8:2::/48", Some("2001:db8:1::9"), Some("kb0"), 77),
-        route("0.0.0.0/0", Some("198.51.100.9"), Some("kb0"), 900),
-        route("::/0", Some("2001:db8:1::9"), Some("kb0"), 900),
-    ];
-    let before = view(kernel).await.routes;
-    done(kernel, asked.iter().cloned().map(add_route)).await;
-    let mut expected = before.clone();
-    expected.extend(asked.iter().map(Route::normal));
-    assert_eq!(view(kernel).await.routes, expected);
-    // The link is found by the gateway, and what follows the prefix does not count.
-    done(kernel, [add_route(route("192.88.99.7/24", Some("198.51.100.9"), None, 3))]).await;
-    let found = route("192.88.99.0/24", Some("198.51.100.9"), Some("kb0"), 3);
-    assert!(view(kernel).await.routes.contains(&found));
-    done(kernel, [delete_route(route("192.88.99.7/24", None, None, 3))]).await;
-    refused(kernel, add_route(asked[0].clone()), Refused::Exists).await;
-    refused(kernel, add_route(asked[3].clone()), Refused::Exists).await;
-    // Of two that differ in their metric alone, the one that is meant goes.
-    done(kernel, [delete_route(asked[0].clone()), delete_route(asked[4].clone())]).await;
-    refused(kernel, delete_route(asked[0].clone()), Refused::NoSuchRoute).await;
-    refused(kernel, delete_route(asked[4].clone()), Refused::NoSuchRoute).await;
-    let elsewhere = route("203.0.113.0/24", Some("198.51.100.7"), None, 50);
-    refused(kernel, delete_route(elsewhere), Refused::NoSuchRoute).await;
-    // The network of an address is the kernel's own route.
-    refused(kernel, delete_route(route("198.51.100.0/24", None, Some("kb0"), 0)), Refused::NoSuchRoute).await;
-    let unreachable = [route("192.88.98.0/24", Some("203.0.114.1"), Some("kb0"), 0)];
-    for one in unreachable {
-        refused(kernel, add_route(one), Refused::Unreachable).await;
-    }
-    refused(kernel, add_route(route("192.88.98.0/24", None, None, 0)), Refused::NoSuchLink).await;
-    done(kernel, [delete("kb0")]).await;
-    assert_eq!(view(kernel).await.routes, before, "its routes go with the link");
-}
-
-pub async fn the_last_ipv4_address_takes_the_links_ipv4_routes_along(kernel: &dyn Kernel) {
-    done(kernel, [create("kb0", bridge()), set_up("kb0", true)]).await;
-    done(kernel, ["198.51.100.1/24", "203.0.114.1/24"].map(|one| add_address("kb0", one))).await;
-    done(kernel, [add_route(route("203.0.113.0/24", Some("198.51.100.9"), None, 0))]).await;
-    let has_it = |view: &NetworkView| view.routes.iter().any(|one| one.to == address("203.0.113.0/24"));
-    done(kernel, [delete_address("kb0", "198.51.100.1/24")]).await;
-    assert!(has_it(&view(kernel).await), "another address is left");
-    done(kernel, [delete_address("kb0", "203.0.114.1/24")]).await;
-    assert!(!has_it(&view(kernel).await));
-}
-
 pub async fn changes_do_to_a_kernel_what_they_do_to_a_view(kernel: &dyn Kernel) {
     done(kernel, [create("kb0", bridge()), create("kb1", bridge()), create("kv0", pair("kv1"))]).await;
     let mut model = view(kernel).await;
@@ -567,6 +516,9 @@ macro_rules! rules {
             a_small_mtu_ends_ipv6,
             routes_read_back_as_they_were_asked_for,
             the_last_ipv4_address_takes_the_links_ipv4_routes_along,
+            a_gateway_may_be_on_the_link_without_an_address_on_its_network,
+            a_routes_source_and_table_are_kept_and_the_source_takes_it_along,
+            a_route_by_several_hops_is_told_whole_and_goes_with_the_last_of_them,
             changes_do_to_a_kernel_what_they_do_to_a_view,
             the_bell_rings_after_each_change_and_melts,
             ones_own_addresses_are_reached_and_silent_or_unrouted_ones_are_not,

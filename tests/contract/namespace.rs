@@ -114,10 +114,8 @@ async fn a_gateway_that_answers_reaches_what_is_behind_it() {
     let (here, _there) = joined().await;
     let kernel = here.kernel();
     let route = |via: &str| dom0d::model::network::Route {
-        to: "0.0.0.0/0".parse().unwrap(),
         via: Some(via.parse().unwrap()),
-        link: None,
-        metric: 0,
+        ..dom0d::model::network::Route::new("0.0.0.0/0".parse().unwrap())
     };
     let far = "203.0.113.77".parse().unwrap();
     assert_eq!(kernel.reaches(far).await, Ok(false), "no route");

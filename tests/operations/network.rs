@@ -37,7 +37,7 @@ pub fn first() -> Desired {
     bridge.mtu = Some(Mtu::new(1400).unwrap());
     desired.links.insert(name("old"), bridge);
     let via = Some("198.51.100.2".parse().unwrap());
-    desired.routes.insert(Route { to: address("203.0.113.0/24"), via, link: None, metric: 0 });
+    desired.routes.insert(Route { via, ..Route::new(address("203.0.113.0/24")) });
     desired
 }
 
@@ -54,7 +54,7 @@ pub fn second() -> Desired {
         desired.links.insert(bridge, over);
     }
     let via = Some("10.0.10.2".parse().unwrap());
-    desired.routes.insert(Route { to: address("203.0.113.0/24"), via, link: None, metric: 0 });
+    desired.routes.insert(Route { via, ..Route::new(address("203.0.113.0/24")) });
     desired
 }
 

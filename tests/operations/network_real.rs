@@ -56,7 +56,7 @@ fn bridge(n: u64, mtu: u64) -> DesiredLink {
 
 fn route(n: u64) -> Route {
     let (to, via) = (Address::parse("203.0.113.0/24").unwrap(), format!("10.1.{n}.2").parse().unwrap());
-    Route { to, via: Some(via), link: None, metric: 0 }
+    Route { via: Some(via), ..Route::new(to) }
 }
 
 /// Two bridges.

@@ -8,7 +8,7 @@ use super::super::Stopped;
 use super::dump::{self, Names};
 use super::{DEADLINE, KernelError, Netlink, Refusal, unanswered};
 use crate::model::network::{
-    Address, Bond, Bridge, Change, Kind, LacpRate, PortVlan, Refused, Route, VlanId, XmitHash, is_same_route,
+    Address, Bond, Bridge, Change, Hop, Kind, LacpRate, PortVlan, Refused, Route, VlanId, XmitHash,
 };
 use crate::model::{IfName, Mac};
 use nix::errno::Errno;
@@ -22,9 +22,11 @@ use rtnetlink::packet_route::link::{
     LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
+    RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -351,21 +353,24 @@ impl Netlink {
     }
 
     async fn add_route(&self, route: &Route) -> Done {
-        let link = match &route.link {
-            Some(link) => Some(self.link(link).await?),
-            None if route.via.is_none() => return Err(KernelError::Refused(Refused::NoSuchLink)),
-            None => None,
-        };
-        let mut message = route_message(route, link.as_ref().map(|link| link.header.index));
-        message.header.scope = if route.via.is_none() && route.to.ip.is_ipv4() {
-            RouteScope::Link
-        } else {
-            RouteScope::Universe
-        };
-        let order = self.order(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL);
-        order.await?.map_err(|refusal| match (refusal.errno, route.via) {
+        let mut numbers = BTreeMap::new();
+        for link in route.links() {
+            numbers.insert(link, self.link(link).await?.header.index);
+        }
+        if numbers.is_empty() && route.via.is_none() {
+            return Err(KernelError::Refused(Refused::NoSuchLink));
+        }
+        let message = route_message(route, &numbers);
+        let order = self.order(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).await?;
+        let Err(refusal) = order else { return Ok(()) };
+        if let (Errno::EINVAL, Some(source)) = (refusal.errno, route.source)
+            && !dump::addresses(self).await?.iter().filter_map(dump::address).any(|one| one.ip == source)
+        {
+            return Err(KernelError::Refused(Refused::NoSuchAddress));
+        }
+        Err(match refusal.errno {
             // "Nexthop has invalid gateway": one on no network of the link, or an address of our own.
-            (Errno::EINVAL | Errno::ENETDOWN | Errno::ENODEV, Some(_)) => {
+            Errno::EINVAL | Errno::ENETDOWN | Errno::ENODEV if route.has_gateway() => {
                 KernelError::Refused(Refused::Unreachable)
             }
             _ => refusal.into(),
@@ -377,7 +382,7 @@ impl Netlink {
         let missing = KernelError::Refused(Refused::NoSuchRoute);
         for message in dump::routes(self, family).await? {
             let Some(found) = self.named(&message, route).await? else { continue };
-            if is_same_route(&found, route) {
+            if found.does(route) {
                 return Ok(self.order(RouteNetlinkMessage::DelRoute(message), 0).await??);
             }
         }
@@ -386,19 +391,14 @@ impl Netlink {
 
     /// What the message tells, its link by the name that is asked for or by any other.
     async fn named(&self, message: &RouteMessage, asked: &Route) -> Result<Option<Route>, KernelError> {
-        let index = message.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        });
         let mut names = Names::new();
-        if let Some(index) = index {
-            let name = match self.link_by_index(index).await {
-                Ok(link) => dump::name(&link),
+        for index in dump::links_of(message) {
+            match self.link_by_index(index).await {
+                Ok(link) => names.extend(dump::name(&link).map(|name| (index, name))),
                 // It has gone meanwhile, and its routes with it.
-                Err(KernelError::Refused(_)) => None,
+                Err(KernelError::Refused(_)) => {}
                 Err(error) => return Err(error),
-            };
-            names.extend(name.map(|name| (index, name)));
+            }
         }
         let to = |found: &Route| found.to == asked.to.network();
         Ok(dump::route(message, &names).filter(to))
@@ -497,25 +497,56 @@ fn address_message(index: u32, address: Address) -> AddressMessage {
     message
 }
 
-fn route_message(route: &Route, link: Option<u32>) -> RouteMessage {
-    let to = route.to.network();
+fn route_message(route: &Route, numbers: &BTreeMap<&IfName, u32>) -> RouteMessage {
+    let route = route.normal();
     let mut message = RouteMessage::default();
-    message.header.address_family = family(to.ip);
-    message.header.destination_prefix_length = to.prefix;
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.kind = RouteType::Unicast;
-    let attributes = &mut message.attributes;
-    if to.prefix > 0 {
-        attributes.push(RouteAttribute::Destination(RouteAddress::from(to.ip)));
+    let header = &mut message.header;
+    header.address_family = family(route.to.ip);
+    header.destination_prefix_length = route.to.prefix;
+    // A larger number has the attribute alone (RT_TABLE_UNSPEC).
+    header.table = u8::try_from(route.table).unwrap_or(0);
+    header.protocol =
+        if route.protocol == 0 { RouteProtocol::Static } else { RouteProtocol::from(route.protocol) };
+    header.kind = RouteType::Unicast;
+    header.scope =
+        if !route.has_gateway() && route.to.ip.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+    if route.onlink {
+        header.flags |= RouteFlags::Onlink;
     }
-    attributes.extend(route.via.map(|via| RouteAttribute::Gateway(RouteAddress::from(via))));
-    attributes.extend(link.map(RouteAttribute::Oif));
-    let metric = route.normal().metric;
-    if metric != 0 {
-        attributes.push(RouteAttribute::Priority(metric));
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Table(route.table));
+    if route.to.prefix > 0 {
+        attributes.push(RouteAttribute::Destination(RouteAddress::from(route.to.ip)));
+    }
+    attributes.extend(gateway(&route, route.via));
+    attributes
+        .extend(route.link.as_ref().and_then(|link| numbers.get(link)).copied().map(RouteAttribute::Oif));
+    if route.metric != 0 {
+        attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
+    if !route.hops.is_empty() {
+        let hop = |hop: &Hop| {
+            let mut message = RouteNextHop::default();
+            message.hops = u8::try_from(hop.weight.saturating_sub(1)).unwrap_or(u8::MAX);
+            message.interface_index = numbers.get(&hop.link).copied().unwrap_or(0);
+            if hop.onlink {
+                message.flags |= RouteNextHopFlags::Onlink;
+            }
+            message.attributes.extend(gateway(&route, hop.via));
+            message
+        };
+        attributes.push(RouteAttribute::MultiPath(route.hops.iter().map(hop).collect()));
     }
     message
+}
+
+/// IPv4 by a gateway of IPv6 has an attribute of its own (RFC 5549).
+fn gateway(route: &Route, via: Option<IpAddr>) -> Option<RouteAttribute> {
+    Some(match via? {
+        IpAddr::V6(six) if route.to.ip.is_ipv4() => RouteAttribute::Via(RouteVia::Inet6(six)),
+        via => RouteAttribute::Gateway(RouteAddress::from(via)),
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 
 use super::{KernelError, Netlink};
 use crate::model::network::{
-    Address, Bond, BondMode, Bridge, Kind, LacpRate, LinkView, NetworkView, PortVlan, Route, VlanId, XmitHash,
+    Address, Bond, BondMode, Bridge, Hop, Kind, LOCAL_TABLE, LacpRate, LinkView, NetworkView, PortVlan,
+    Route, VlanId, XmitHash,
 };
 use crate::model::{IfName, Mac};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -13,7 +14,8 @@ use rtnetlink::packet_route::link::{
     LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
+    RouteType, RouteVia,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::collections::HashMap;
@@ -320,8 +322,8 @@ fn vlans(message: &LinkMessage) -> Vec<PortVlan> {
     all
 }
 
-/// `None` for what is no unicast route of the main table that somebody wanted: those that the kernel makes with an address
-/// or learns from routers, and those with several next hops.
+/// `None` for what is no unicast route that somebody wanted: those that the kernel makes with an address or learns from
+/// routers, and those by links whose names we do not take.
 pub(super) fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
     let header = &message.header;
     let by_itself =
@@ -334,30 +336,63 @@ pub(super) fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    let mut table = u32::from(header.table);
     let mut route = Route {
-        to: Address { ip: unspecified, prefix: header.destination_prefix_length },
-        via: None,
-        link: None,
-        metric: 0,
+        table: u32::from(header.table),
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        protocol: match header.protocol {
+            RouteProtocol::Unspec | RouteProtocol::Boot | RouteProtocol::Static => 0,
+            other => u8::from(other),
+        },
+        ..Route::new(Address { ip: unspecified, prefix: header.destination_prefix_length })
     };
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Table(number) => route.table = *number,
             RouteAttribute::Destination(to) => route.to.ip = ip(to)?,
-            RouteAttribute::Gateway(gateway) => route.via = Some(ip(gateway)?),
-            RouteAttribute::Via(RouteVia::Inet6(gateway)) => route.via = Some(IpAddr::V6(*gateway)),
             RouteAttribute::Oif(index) => route.link = Some(names.get(index)?.clone()),
             RouteAttribute::Priority(metric) => route.metric = *metric,
-            RouteAttribute::MultiPath(_) => return None,
+            RouteAttribute::PrefSource(source) => route.source = Some(ip(source)?),
+            RouteAttribute::MultiPath(hops) => {
+                route.hops = hops.iter().map(|one| hop(one, names)).collect::<Option<_>>()?;
+            }
+            other => route.via = gateway(other).or(route.via),
+        }
+    }
+    if route.table == LOCAL_TABLE {
+        return None;
+    }
+    Some(route.normal())
+}
+
+/// IPv4 may go by a gateway of IPv6 (RFC 5549).
+fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(gateway) => ip(gateway),
+        RouteAttribute::Via(RouteVia::Inet6(gateway)) => Some(IpAddr::V6(*gateway)),
+        _ => None,
+    }
+}
+
+fn hop(message: &RouteNextHop, names: &Names) -> Option<Hop> {
+    Some(Hop {
+        via: message.attributes.iter().find_map(gateway),
+        link: names.get(&message.interface_index)?.clone(),
+        weight: u16::from(message.hops) + 1,
+        onlink: message.flags.contains(RouteNextHopFlags::Onlink),
+    })
+}
+
+/// The numbers of the links that a route leads by.
+pub(super) fn links_of(message: &RouteMessage) -> Vec<u32> {
+    let mut all = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => all.push(*index),
+            RouteAttribute::MultiPath(hops) => all.extend(hops.iter().map(|hop| hop.interface_index)),
             _ => {}
         }
     }
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
-        return None;
-    }
-    route.to = route.to.network();
-    Some(route)
+    all
 }
 
 pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {

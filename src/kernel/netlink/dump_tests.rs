@@ -147,7 +147,7 @@ fn link_local_and_passing_addresses_are_left_out_and_of_two_ends_ours_is_told() 
 fn a_route(family: AddressFamily, metric: Option<u32>) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.table = 254;
     message.header.protocol = RouteProtocol::Static;
     message.header.kind = RouteType::Unicast;
     message.attributes.push(RouteAttribute::Oif(2));
@@ -156,7 +156,7 @@ fn a_route(family: AddressFamily, metric: Option<u32>) -> RouteMessage {
 }
 
 #[test]
-fn only_unicast_routes_of_the_main_table_that_somebody_made_are_told() {
+fn only_unicast_routes_that_somebody_made_by_links_with_good_names_are_told() {
     let names: Names = [(2, "eth0".parse().unwrap())].into();
     let four = || a_route(AddressFamily::Inet, None);
     assert_eq!(route(&four(), &names).unwrap().to_string(), "0.0.0.0/0 by eth0");
@@ -164,7 +164,7 @@ fn only_unicast_routes_of_the_main_table_that_somebody_made_are_told() {
         |message| message.header.protocol = RouteProtocol::Kernel,
         |message| message.header.protocol = RouteProtocol::Ra,
         |message| message.header.kind = RouteType::BlackHole,
-        |message| message.attributes.push(RouteAttribute::Table(77)),
+        |message| message.attributes.push(RouteAttribute::Table(255)),
         |message| message.attributes.push(RouteAttribute::MultiPath(vec![RouteNextHop::default()])),
         |message| message.attributes[0] = RouteAttribute::Oif(9),
     ];

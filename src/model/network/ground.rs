@@ -56,7 +56,7 @@ impl Index {
     }
 
     fn add_route(&mut self, route: &Route) {
-        if let Some(link) = &route.link {
+        for link in route.links() {
             self.routes.entry(link.clone()).or_default().insert(route.clone());
         }
     }
@@ -117,7 +117,7 @@ impl Ground {
     pub fn routes_by(&self, link: &IfName) -> Vec<Route> {
         match &self.index {
             Some(index) => index.routes.get(link).into_iter().flatten().cloned().collect(),
-            None => self.view.routes.iter().filter(|one| one.link.as_ref() == Some(link)).cloned().collect(),
+            None => self.view.routes.iter().filter(|one| one.links().any(|by| by == link)).cloned().collect(),
         }
     }
 
@@ -171,10 +171,11 @@ impl Ground {
 
     pub(super) fn remove_route(&mut self, route: &Route) {
         self.view.routes.remove(route);
-        if let Some(index) = &mut self.index
-            && let Some(routes) = route.link.as_ref().and_then(|link| index.routes.get_mut(link))
-        {
-            routes.remove(route);
+        let Some(index) = &mut self.index else { return };
+        for link in route.links() {
+            if let Some(routes) = index.routes.get_mut(link) {
+                routes.remove(route);
+            }
         }
     }
 }

@@ -10,13 +10,15 @@
 
 mod ground;
 mod perform;
+mod route;
 mod view;
 
 pub use ground::Ground;
-pub use perform::{Refused, is_same_route, perform};
+pub use perform::{Refused, perform};
+pub use route::{Hop, LOCAL_TABLE, MAIN_TABLE, Route};
 pub use view::{
     Address, Bond, BondMode, Bridge, Changed, Kind, LacpRate, LinkFacts, LinkView, NetworkView, Owner,
-    PortVlan, Route, XmitHash,
+    PortVlan, XmitHash,
 };
 
 use super::{IfName, Invalid, Mac};

@@ -3,7 +3,9 @@
 //! Left out, since no plan leans on it: which MAC and MTU a bridge takes from its ports, and what time brings (carrier
 //! comes later than a link's being switched on).
 
-use super::{Address, Change, Ground, IfName, Kind, LinkView, Mac, NetworkView, PortVlan, Route, VlanId};
+use super::{
+    Address, Change, Ground, IfName, Kind, LinkView, MAIN_TABLE, Mac, NetworkView, PortVlan, Route, VlanId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -95,7 +97,7 @@ pub(super) fn on(ground: &mut Ground, change: &Change) -> Result<(), Refused> {
             let one = ground
                 .view()
                 .routes_to(like.to)
-                .find(|one| is_same_route(one, &like))
+                .find(|one| one.does(&like))
                 .cloned()
                 .ok_or(Refused::NoSuchRoute)?;
             ground.remove_route(&one);
@@ -230,8 +232,16 @@ fn end_ipv6(ground: &mut Ground, link: &IfName) {
     if let Ok(one) = ground.link_mut(link) {
         one.addresses.retain(|address| address.ip.is_ipv4());
     }
-    for route in ground.routes_by(link).iter().filter(|route| route.to.ip.is_ipv6()) {
-        ground.remove_route(route);
+    end_routes(ground, link, |route| route.to.ip.is_ipv6());
+}
+
+/// Those that lead by this link alone, or by others that are off too: one with a hop that is left waits for this one.
+fn end_routes(ground: &mut Ground, link: &IfName, which: impl Fn(&Route) -> bool) {
+    for route in ground.routes_by(link).iter().filter(|route| which(route)) {
+        let leads = |by: &IfName| by != link && ground.link(by).is_some_and(|by| by.up);
+        if !route.links().any(leads) {
+            ground.remove_route(route);
+        }
     }
 }
 
@@ -263,9 +273,7 @@ fn set_up(ground: &mut Ground, link: &IfName, up: bool) -> Result<(), Refused> {
         one.up = up;
         if !up {
             one.addresses.retain(|address| address.ip.is_ipv4());
-            for route in ground.routes_by(&name) {
-                ground.remove_route(&route);
-            }
+            end_routes(ground, &name, |_| true);
         }
         waiting.extend(ground.vlans_on(&name));
     }
@@ -428,33 +436,43 @@ fn delete_address(ground: &mut Ground, link: &IfName, address: Address) -> Resul
         return Err(Refused::NoSuchAddress);
     }
     if address.ip.is_ipv4() && !one.addresses.iter().any(|other| other.ip.is_ipv4()) {
-        for route in ground.routes_by(link).iter().filter(|route| route.to.ip.is_ipv4()) {
-            ground.remove_route(route);
+        end_routes(ground, link, |route| route.to.ip.is_ipv4());
+    }
+    if address.ip.is_ipv4() && ground.view().holder(address.ip).is_none() {
+        // Whose packets would have it (`fib_sync_down_addr`, net/ipv4/fib_semantics.c).
+        let of_it = |route: &&Route| route.source == Some(address.ip);
+        let gone: Vec<Route> = ground.view().routes.iter().filter(of_it).cloned().collect();
+        for route in gone {
+            ground.remove_route(&route);
         }
     }
     Ok(())
 }
 
-/// Whether a route that there is is the one that is asked for: what is not asked for may be any.
-pub fn is_same_route(one: &Route, asked: &Route) -> bool {
-    let (one, asked) = (one.normal(), asked.normal());
-    one.to == asked.to
-        && one.metric == asked.metric
-        && (asked.via.is_none() || one.via == asked.via)
-        && (asked.link.is_none() || one.link == asked.link)
-}
-
 fn add_route(ground: &mut Ground, route: &Route) -> Result<(), Refused> {
     let mut route = route.normal();
-    if let Some(via) = route.via {
+    if let Some(via) = route.via
+        && !Route::is_on_link(route.via, route.link.as_ref(), route.onlink)
+    {
         route.link =
             Some(gateways_link(ground.view(), via, route.link.as_ref()).ok_or(Refused::Unreachable)?);
     }
-    let link = route.link.as_ref().ok_or(Refused::NoSuchLink)?;
-    if !ground.link(link).ok_or(Refused::NoSuchLink)?.up {
-        return Err(Refused::Down);
+    for (via, link, onlink) in route.ways() {
+        let link = link.ok_or(Refused::NoSuchLink)?;
+        if !ground.link(link).ok_or(Refused::NoSuchLink)?.up {
+            return Err(Refused::Down);
+        }
+        if let Some(via) = via
+            && !Route::is_on_link(Some(via), Some(link), onlink)
+            && gateways_link(ground.view(), via, Some(link)).is_none()
+        {
+            return Err(Refused::Unreachable);
+        }
     }
-    if ground.view().routes_to(route.to).any(|one| one.metric == route.metric) {
+    if route.source.is_some_and(|source| ground.view().holder(source).is_none()) {
+        return Err(Refused::NoSuchAddress);
+    }
+    if ground.view().routes_to(route.to).any(|one| one.is_rival(&route)) {
         return Err(Refused::Exists);
     }
     ground.insert_route(route);
@@ -473,6 +491,7 @@ fn gateways_link(view: &NetworkView, via: IpAddr, link: Option<&IfName>) -> Opti
     let by_route = || {
         let is_way = |one: &&Route| {
             one.via.is_none()
+                && one.table == MAIN_TABLE
                 && one.to.contains(via)
                 && one.link.is_some()
                 && (link.is_none() || one.link.as_ref() == link)

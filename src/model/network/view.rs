@@ -1,6 +1,6 @@
 //! What a kernel has: links with their options and addresses, and routes.
 
-use super::{IfName, Invalid, Mac, VlanId};
+use super::{IfName, Invalid, Mac, Route, VlanId};
 use crate::model::excerpt;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -307,40 +307,6 @@ impl LinkView {
     }
 }
 
-/// A unicast route of the main table.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Route {
-    /// `0.0.0.0/0` or `::/0`: the default route.
-    pub to: Address,
-    #[serde(default)]
-    pub via: Option<IpAddr>,
-    #[serde(default)]
-    pub link: Option<IfName>,
-    #[serde(default)]
-    pub metric: u32,
-}
-
-impl Route {
-    /// As the kernel keeps it: to a network, and for IPv6 with 1,024 for the metric 0 (IP6_RT_PRIO_USER).
-    pub fn normal(&self) -> Self {
-        let metric = if self.metric == 0 && self.to.ip.is_ipv6() { 1024 } else { self.metric };
-        Self { to: self.to.network(), metric, ..self.clone() }
-    }
-}
-
-impl fmt::Display for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.to)?;
-        if let Some(via) = self.via {
-            write!(f, " via {via}")?;
-        }
-        if let Some(link) = &self.link {
-            write!(f, " by {link}")?;
-        }
-        Ok(())
-    }
-}
-
 /// All of it, as one reading.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NetworkView {
@@ -356,7 +322,7 @@ impl NetworkView {
 
     /// The routes to exactly this network.
     pub fn routes_to(&self, to: Address) -> impl Iterator<Item = &Route> {
-        let least = Route { to, via: None, link: None, metric: 0 };
+        let least = Route { table: 0, ..Route::new(to) };
         self.routes.range(least..).take_while(move |one| one.to == to)
     }
 
