@@ -34,7 +34,7 @@ const OPTIONS: Param = may(
 
 #[rustfmt::skip]
 const OWN: &[Row] = &[
-    Row::new("network_show", &[], "struct", Role::Viewer, Kind::Read(network_show), "Links, addresses and routes as the kernel has them, what is declared, whose each link is, the change under way, and what the kernel lacks of the declaration (drift)."),
+    Row::new("network_show", &[], "struct", Role::Viewer, Kind::Read(network_show), "Links, addresses, routes and neighbours as the kernel has them, what is declared, whose each link is, the change under way, and what the kernel lacks of the declaration (drift)."),
     Row::new("network_plan", &[DESIRED, OPTIONS], "struct", Role::Operator, Kind::Read(network_plan), "What network_apply would do, step by step. Changes nothing."),
     Row::new("network_apply", &[DESIRED, OPTIONS], "struct", Role::Admin, Kind::Window(network_apply, applied), "Changes the network to what is declared: all of it, or it is rolled back. With confirm_within it answers as soon as it is done and waits for network_confirm."),
     Row::new("network_confirm", &[may("job", Type::Int, "of the change that is meant; the one that waits if not said")], "struct", Role::Admin, Kind::Signal(network_confirm), "The change that waits for it holds from now on."),
@@ -164,7 +164,7 @@ fn network_plan<'a>(
 
 fn network_show<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        let Shown { now, confirmed, owners, open, drift } = api.operations.network_show().await?;
+        let Shown { now, neighbours, confirmed, owners, open, drift } = api.operations.network_show().await?;
         let mut links = serde_json::to_value(&now.links).unwrap_or_default();
         for (name, owner) in &owners {
             if let Some(link) = links.get_mut(name.as_str()) {
@@ -177,10 +177,12 @@ fn network_show<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<
             }
         }
         let routes = serde_json::to_value(&now.routes).unwrap_or_default();
+        let neighbours = serde_json::to_value(&neighbours).unwrap_or_default();
         let declared = serde_json::to_value(&confirmed.desired).unwrap_or_default();
         Ok(structure([
             ("links", from_json(&links)),
             ("routes", from_json(&routes)),
+            ("neighbours", from_json(&neighbours)),
             ("declared", from_json(&declared)),
             ("changed", super::value::or_nil(confirmed.changed.map(text))),
             ("change", open.as_ref().map_or(Value::Nil, open_value)),

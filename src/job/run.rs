@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// One undo step ends after this at the latest; the next is tried all the same.
-const UNDO_BOUND: Duration = Duration::from_secs(120);
+/// One undo step ends after this at the latest; the next is tried all the same. The longest known is a network's way back:
+/// a kernel takes 20 ms and more to remove a link, and there may be thousands.
+const UNDO_BOUND: Duration = Duration::from_secs(600);
 
 /// Between two tries of a commit that the store refused.
 const COMMIT_RETRY: Duration = Duration::from_millis(500);

@@ -4,62 +4,51 @@
 //! former. Its answer is known by what it carries, since with a raw socket all answers of the host come.
 
 use super::PING;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, recv,
-    sendto, setsockopt, socket, sockopt::ReceiveTimeout,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use tokio::net::{TcpSocket, UdpSocket};
 
-pub(super) async fn connects(address: SocketAddr, patience: Duration) -> bool {
-    matches!(tokio::time::timeout(patience, tokio::net::TcpStream::connect(address)).await, Ok(Ok(_)))
+/// A socket for [`connects`]. It acts in the network namespace of the thread that makes it.
+pub(super) fn connection_to(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
 }
 
-/// Blocks for [`PING`] at most.
-pub(super) fn ping(address: IpAddr) -> bool {
+pub(super) async fn connects(socket: TcpSocket, address: SocketAddr, patience: Duration) -> bool {
+    matches!(tokio::time::timeout(patience, socket.connect(address)).await, Ok(Ok(_)))
+}
+
+/// Waits for [`PING`] at most. `socket`: from [`echo_to`].
+pub(super) async fn ping(socket: OwnedFd, address: IpAddr) -> bool {
     // Random, so that an answer to somebody else's echo is not taken for ours.
     let mark = *uuid::Uuid::new_v4().as_bytes();
-    ask(address, mark).unwrap_or(false)
+    matches!(tokio::time::timeout(PING, ask(socket, address, mark)).await, Ok(Ok(())))
 }
 
-fn ask(address: IpAddr, mark: [u8; 16]) -> nix::Result<bool> {
-    let socket = open(address)?;
-    let echo = message(address, mark);
-    match address {
-        IpAddr::V4(ip) => send(&socket, &echo, &SockaddrIn::from(std::net::SocketAddrV4::new(ip, 0)))?,
-        IpAddr::V6(ip) => send(&socket, &echo, &SockaddrIn6::from(std::net::SocketAddrV6::new(ip, 0, 0, 0)))?,
-    }
-    let end = Instant::now() + PING;
+/// Until the answer comes.
+async fn ask(socket: OwnedFd, address: IpAddr, mark: [u8; 16]) -> std::io::Result<()> {
+    // One of datagrams like those of UDP, but for the protocol.
+    let socket = UdpSocket::from_std(std::net::UdpSocket::from(socket))?;
+    socket.send_to(&message(address, mark), SocketAddr::new(address, 0)).await?;
     let mut answer = [0; 256];
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let left_us = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::microseconds(left_us))?;
-        match recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()) {
-            Ok(size) if is_answer(address, &answer[..size], mark) => return Ok(true),
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(nix::Error::EAGAIN) => return Ok(false),
-            Err(error) => return Err(error),
+        let size = socket.recv(&mut answer).await?;
+        if is_answer(address, &answer[..size], mark) {
+            return Ok(());
         }
     }
 }
 
-fn send<A: SockaddrLike>(socket: &OwnedFd, echo: &[u8], to: &A) -> nix::Result<()> {
-    sendto(socket.as_raw_fd(), echo, to, MsgFlags::empty()).map(|_| ())
-}
-
-fn open(address: IpAddr) -> nix::Result<OwnedFd> {
+/// A socket for [`ping`]. It acts in the network namespace of the thread that makes it.
+pub(super) fn echo_to(address: IpAddr) -> std::io::Result<OwnedFd> {
     let (family, protocol) = match address {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
     };
-    socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)
-        .or_else(|_| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol))
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(family, SockType::Datagram, flags, protocol);
+    Ok(made.or_else(|_| socket(family, SockType::Raw, flags, protocol))?)
 }
 
 const REQUEST_V4: u8 = 8;
@@ -111,11 +100,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_loopback_address_answers_and_a_port_that_listens_takes_a_connection() {
-        assert!(ping(IpAddr::from([127, 0, 0, 1])));
+        let own = IpAddr::from([127, 0, 0, 1]);
+        assert!(ping(echo_to(own).unwrap(), own).await);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(connects(address, Duration::from_secs(10)).await);
+        let connects = || connects(connection_to(address).unwrap(), address, Duration::from_secs(10));
+        assert!(connects().await);
         drop(listener);
-        assert!(!connects(address, Duration::from_secs(10)).await);
+        assert!(!connects().await);
     }
 }

@@ -10,7 +10,7 @@ use super::netlink::{Counts, DEADLINE, Netlink, RECEIVE_BUFFER, ring_on_notices}
 use super::owners::Files;
 use super::place::Place;
 use super::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic, Stopped, echo, ethtool, sysfs};
-use crate::model::network::{Change, NetworkView, Owner, Refused};
+use crate::model::network::{Change, Neighbour, NetworkView, Owner, Refused};
 use crate::model::{Bytes, IfName};
 use async_trait::async_trait;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
@@ -126,6 +126,10 @@ impl Kernel for LinuxKernel {
         Ok(view)
     }
 
+    async fn neighbours(&self) -> Result<Vec<Neighbour>, KernelError> {
+        self.netlink.neighbours().await
+    }
+
     /// Of a link in another namespace only what its driver tells: sysfs shows the namespace it was mounted in.
     async fn facts(&self, link: &IfName) -> Result<LinkFacts, KernelError> {
         let (link, is_own) = (link.clone(), self.place.is_own());
@@ -179,18 +183,17 @@ impl Kernel for LinuxKernel {
     }
 
     async fn connects(&self, address: SocketAddr, patience: Duration) -> bool {
-        if self.place.is_own() {
-            // Holds no thread: whoever asks for many holds up nobody.
-            return echo::connects(address, patience).await;
+        match self.within(move || echo::connection_to(address)).await {
+            Ok(socket) => echo::connects(socket, address, patience).await,
+            Err(_) => false,
         }
-        let place = self.place.clone();
-        let ask = move || std::net::TcpStream::connect_timeout(&address, patience).map(drop);
-        let asked = tokio::task::spawn_blocking(move || place.within(ask));
-        asked.await.is_ok_and(|told| told.is_ok())
     }
 
     async fn ping(&self, address: IpAddr) -> bool {
-        self.within(move || Ok(echo::ping(address))).await.unwrap_or(false)
+        match self.within(move || echo::echo_to(address)).await {
+            Ok(socket) => echo::ping(socket, address).await,
+            Err(_) => false,
+        }
     }
 
     fn observe(&self) -> mpsc::Receiver<Changed> {

@@ -17,7 +17,7 @@ mod sysfs;
 pub use crate::model::network::{Changed, LinkFacts};
 pub use dhcp::Dhcp;
 
-use crate::model::network::{Change, NetworkView, Owner, Refused};
+use crate::model::network::{Change, Neighbour, NetworkView, Owner, Refused};
 use crate::model::{Bytes, IfName};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,8 @@ pub trait Kernel: Send + Sync + 'static {
     async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError>;
     /// Everything, as one reading.
     async fn network(&self) -> Result<NetworkView, KernelError>;
+    /// Who is known on the links' networks, by link and address.
+    async fn neighbours(&self) -> Result<Vec<Neighbour>, KernelError>;
     /// What the hardware of a link tells.
     async fn facts(&self, link: &IfName) -> Result<LinkFacts, KernelError>;
     /// The links that another service of the host configures.

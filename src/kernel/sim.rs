@@ -1,7 +1,7 @@
 //! The kernel's simulated body: the network of the simulated world.
 
 use super::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic};
-use crate::model::network::{Change, NetworkView, Owner};
+use crate::model::network::{Change, Neighbour, NetworkView, Owner};
 use crate::model::{Bytes, IfName};
 use crate::sim::{self, Answer, Handle, Request, WorldError};
 use async_trait::async_trait;
@@ -69,6 +69,13 @@ impl Kernel for SimKernel {
         }
     }
 
+    async fn neighbours(&self) -> Result<Vec<Neighbour>, KernelError> {
+        match self.ask(Request::Neighbours).await? {
+            Answer::Neighbours(all) => Ok(all),
+            _ => Err(another()),
+        }
+    }
+
     async fn facts(&self, link: &IfName) -> Result<LinkFacts, KernelError> {
         match self.ask(Request::LinkFacts { link: link.clone() }).await? {
             Answer::LinkFacts(facts) => Ok(*facts),
@@ -111,7 +118,7 @@ impl Kernel for SimKernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::network::Refused;
+    use crate::model::network::{NeighbourState, Refused};
     use crate::sim::{Fate, Kind, Options, Rule};
 
     fn kernel() -> (Handle, SimKernel) {
@@ -214,7 +221,10 @@ mod tests {
         assert_eq!(kernel.facts(&name("eth0")).await.unwrap().speed_mbps, Some(10_000));
         let gateway = "192.0.2.1".parse().unwrap();
         assert_eq!(kernel.reaches(gateway).await, Ok(true));
+        let state = |all: Vec<Neighbour>| (all.len(), all[0].ip, all[0].mac.is_some(), all[0].state);
+        assert_eq!(state(kernel.neighbours().await.unwrap()), (1, gateway, true, NeighbourState::Reachable));
         handle.set_silent(gateway, true).await.unwrap();
+        assert_eq!(state(kernel.neighbours().await.unwrap()), (1, gateway, false, NeighbourState::Failed));
         assert_eq!(kernel.reaches("203.0.113.5".parse().unwrap()).await, Ok(false));
         assert_eq!(kernel.reaches("192.0.2.77".parse().unwrap()).await, Ok(true));
     }

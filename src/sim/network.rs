@@ -4,7 +4,8 @@
 //! leaves.
 
 use crate::model::network::{
-    Address, Change, Kind, LinkFacts, LinkView, MAIN_TABLE, NetworkView, Owner, Refused, Route, perform,
+    Address, Change, Kind, LinkFacts, LinkView, MAIN_TABLE, Neighbour, NeighbourState, NetworkView, Owner,
+    Refused, Route, perform,
 };
 use crate::model::{IfName, Mac};
 use std::collections::{BTreeMap, BTreeSet};
@@ -183,6 +184,20 @@ impl Network {
             kind => facts.driver = Some(kind.word().to_owned()),
         }
         Ok(facts)
+    }
+
+    /// The gateways of the routes: those are asked for by somebody all the time.
+    pub(super) fn neighbours(&self) -> Vec<Neighbour> {
+        let ways = self.view.routes.iter().flat_map(Route::ways);
+        let hops: BTreeSet<(&IfName, IpAddr)> =
+            ways.filter_map(|(via, link, _)| Some((link?, via?))).collect();
+        let tell = |(link, ip): (&IfName, IpAddr)| {
+            let answers = !self.silent.contains(&ip) && leads_out(&self.view, link, MAX_DEPTH);
+            let mac = Mac::from_bytes([2, 0, 0, 1, 0, 1]);
+            let state = if answers { NeighbourState::Reachable } else { NeighbourState::Failed };
+            Neighbour { link: link.clone(), ip, mac: answers.then_some(mac), state }
+        };
+        hops.into_iter().map(tell).collect()
     }
 
     /// Its own addresses; and what answers beyond a cable, by the most specific route.

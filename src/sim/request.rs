@@ -1,7 +1,7 @@
 //! What may be asked of the world, and what it answers: the words of its protocol (JSON on the socket).
 
 use super::{Audit, Behaviour, HostView, Link, Ntp, Rule, Zone};
-use crate::model::network::{Change, LinkFacts, NetworkView, Owner, Refused};
+use crate::model::network::{Change, LinkFacts, Neighbour, NetworkView, Owner, Refused};
 use crate::model::{Hint, IfName, KiB, MiB, SafePath, Timestamp, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -307,6 +307,7 @@ pub enum Request {
         link: IfName,
     },
     LinkOwners,
+    Neighbours,
     Reaches {
         address: IpAddr,
     },
@@ -418,6 +419,7 @@ pub enum Kind {
     ChangeNetwork,
     LinkFacts,
     LinkOwners,
+    Neighbours,
     Reaches,
 }
 
@@ -471,6 +473,7 @@ impl Request {
             Self::ChangeNetwork { .. } => Kind::ChangeNetwork,
             Self::LinkFacts { .. } => Kind::LinkFacts,
             Self::LinkOwners => Kind::LinkOwners,
+            Self::Neighbours => Kind::Neighbours,
             Self::Reaches { .. } => Kind::Reaches,
             Self::SetBehaviour { .. }
             | Self::EndGuest { .. }
@@ -497,6 +500,7 @@ impl Request {
                 | Self::ChangeNetwork { .. }
                 | Self::LinkFacts { .. }
                 | Self::LinkOwners
+                | Self::Neighbours
                 | Self::Reaches { .. }
                 | Self::PlugCable { .. }
                 | Self::SetLinkOwner { .. }
@@ -567,6 +571,7 @@ pub enum Answer {
     Network(Box<NetworkView>),
     LinkFacts(Box<LinkFacts>),
     LinkOwners(BTreeMap<IfName, Owner>),
+    Neighbours(Vec<Neighbour>),
     Reaches(bool),
     Text(String),
     Pairs(BTreeMap<String, String>),

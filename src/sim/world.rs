@@ -188,6 +188,7 @@ impl World {
                 let facts = self.network.facts(&link).map_err(WorldError::Refused)?;
                 return Ok(Answer::LinkFacts(Box::new(facts)));
             }
+            Request::Neighbours => return Ok(Answer::Neighbours(self.network.neighbours())),
             Request::Reaches { address } => return Ok(Answer::Reaches(self.network.reaches(address))),
             Request::ChangeNetwork { change } => {
                 let done = self.network.change(&change);

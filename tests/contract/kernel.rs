@@ -387,7 +387,13 @@ pub async fn ones_own_addresses_are_reached_and_silent_or_unrouted_ones_are_not(
     assert_eq!(kernel.reaches(ip("2001:db8:77::1")).await, Ok(false), "no route");
 }
 
-pub async fn facts_are_of_links_that_are_there_and_owners_too(kernel: &dyn Kernel) {
+pub async fn facts_are_of_links_that_are_there_and_owners_and_neighbours_too(kernel: &dyn Kernel) {
+    let links = view(kernel).await.links;
+    let neighbours = kernel.neighbours().await.unwrap();
+    assert!(
+        neighbours.iter().all(|one| links.contains_key(&one.link)) && neighbours.is_sorted(),
+        "{neighbours:?}"
+    );
     done(kernel, [create("kb0", bridge())]).await;
     let facts = kernel.facts(&name("kb0")).await.unwrap();
     assert_eq!(facts.driver.as_deref(), Some("bridge"));
@@ -522,7 +528,7 @@ macro_rules! rules {
             changes_do_to_a_kernel_what_they_do_to_a_view,
             the_bell_rings_after_each_change_and_melts,
             ones_own_addresses_are_reached_and_silent_or_unrouted_ones_are_not,
-            facts_are_of_links_that_are_there_and_owners_too,
+            facts_are_of_links_that_are_there_and_owners_and_neighbours_too,
             a_bond_has_its_options_and_takes_ports_that_are_off,
             a_vlan_stands_on_its_parent_and_goes_with_it,
             a_dummy_has_carrier_when_it_is_on,

@@ -4,7 +4,7 @@
 use crate::kernel::name;
 use dom0d::kernel::linux::LinuxKernel;
 use dom0d::kernel::{Kernel, KernelError};
-use dom0d::model::network::{Change, Kind};
+use dom0d::model::network::{Change, Kind, NeighbourState};
 use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -35,7 +35,7 @@ impl Namespace {
     }
 
     /// A program of this process's, run there by its descriptor.
-    fn run(&self, program: &str, arguments: &[&str]) {
+    fn run(&self, program: &str, arguments: &[&str]) -> String {
         let path = self.path();
         let told = Command::new("nsenter")
             .arg(format!("--net={path}"))
@@ -44,6 +44,7 @@ impl Namespace {
             .output()
             .expect("nsenter is installed");
         assert!(told.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&told.stderr));
+        String::from_utf8(told.stdout).unwrap()
     }
 }
 
@@ -100,6 +101,9 @@ async fn a_neighbour_that_answers_is_reached_and_one_that_has_gone_silent_is_not
         };
         tokio::time::timeout(PATIENCE, answers).await.expect("it answers");
         assert_eq!(kernel.reaches(to).await, Ok(true), "asked again");
+        let all = kernel.neighbours().await.unwrap();
+        let told = all.iter().find(|one| one.ip == to && one.link == name("here0")).expect("it is known");
+        assert!(told.state == NeighbourState::Reachable && told.mac.is_some(), "{told:?}");
     }
     // The carrier stays; only the address is gone, and the neighbour's entry is fresh.
     for gone in ["198.51.100.2/24", "2001:db8:1::2/64"] {
@@ -107,6 +111,8 @@ async fn a_neighbour_that_answers_is_reached_and_one_that_has_gone_silent_is_not
     }
     assert_eq!(kernel.reaches("198.51.100.2".parse().unwrap()).await, Ok(false));
     assert_eq!(kernel.reaches("2001:db8:1::2".parse().unwrap()).await, Ok(false));
+    let all = kernel.neighbours().await.unwrap();
+    assert!(!all.iter().any(|one| one.state == NeighbourState::Reachable), "{all:?}");
 }
 
 #[tokio::test]
@@ -177,11 +183,24 @@ async fn routes_that_nobody_here_asked_for_are_left_out() {
             "198.51.100.3",
         ],
     );
-    assert!(kernel.network().await.unwrap().routes.is_empty());
     fresh.run("ip", &["route", "add", "203.0.116.0/24", "dev", "kb0", "proto", "ra"]);
     fresh.run("ip", &["route", "add", "203.0.117.0/24", "dev", "kb0", "proto", "dhcp", "metric", "9"]);
     let routes = kernel.network().await.unwrap().routes;
-    assert_eq!(routes.iter().map(|route| route.to.to_string()).collect::<Vec<_>>(), ["203.0.117.0/24"]);
+    let told: Vec<String> = routes.iter().map(ToString::to_string).collect();
+    let expected = [
+        "203.0.114.0/24 by kb0 in table 77",
+        "203.0.115.0/24 via 198.51.100.2 by kb0 and via 198.51.100.3 by kb0",
+        "203.0.117.0/24 by kb0",
+    ];
+    assert_eq!(told, expected);
+    // Whatever made them: taken away and put back, `ip` tells the same of them.
+    let ip = || fresh.run("ip", &["-d", "route", "show", "table", "all"]);
+    let before = ip();
+    for route in routes {
+        done(&kernel, [Change::DeleteRoute { route: route.clone() }, Change::AddRoute { route }]).await;
+    }
+    let sorted = |text: String| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(sorted(ip()), sorted(before));
 }
 
 #[tokio::test]

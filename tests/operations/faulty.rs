@@ -2,7 +2,7 @@
 
 use dom0d::kernel::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic};
 use dom0d::model::IfName;
-use dom0d::model::network::{Change, NetworkView, Owner, Refused};
+use dom0d::model::network::{Change, Neighbour, NetworkView, Owner, Refused};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -84,6 +84,10 @@ impl Kernel for Faulty {
         let hidden = self.hidden.lock().unwrap().clone();
         view.links.retain(|name, _| !hidden.contains(name));
         Ok(view)
+    }
+
+    async fn neighbours(&self) -> Result<Vec<Neighbour>, KernelError> {
+        self.inner.neighbours().await
     }
 
     async fn facts(&self, link: &IfName) -> Result<LinkFacts, KernelError> {

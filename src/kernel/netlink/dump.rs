@@ -3,8 +3,8 @@
 
 use super::{KernelError, Netlink};
 use crate::model::network::{
-    Address, Bond, BondMode, Bridge, Hop, Kind, LOCAL_TABLE, LacpRate, LinkView, NetworkView, PortVlan,
-    Route, VlanId, XmitHash,
+    Address, Bond, BondMode, Bridge, Hop, Kind, LOCAL_TABLE, LacpRate, LinkView, Neighbour, NeighbourState,
+    NetworkView, PortVlan, Route, VlanId, XmitHash,
 };
 use crate::model::{IfName, Mac};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -12,6 +12,9 @@ use rtnetlink::packet_route::link::{
     AfSpecBridge, BondLacpRate, BondXmitHashPolicy, BridgeStpState, BridgeVlanInfoFlags, InfoBond,
     InfoBridge, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
     LinkLayerType, LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState as KernelsState,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
@@ -32,6 +35,19 @@ pub(super) async fn network(netlink: &Netlink) -> Result<NetworkView, KernelErro
     let mut all_routes = routes(netlink, AddressFamily::Inet).await?;
     all_routes.extend(routes(netlink, AddressFamily::Inet6).await?);
     Ok(view(&links, &port_vlans, &addresses, &all_routes))
+}
+
+pub(super) async fn neighbours(netlink: &Netlink) -> Result<Vec<Neighbour>, KernelError> {
+    let links = links(netlink).await?;
+    let names: Names = links.iter().filter_map(|link| Some((link.header.index, name(link)?))).collect();
+    let answers = netlink.dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default())).await?;
+    let one = |answer: &RouteNetlinkMessage| match answer {
+        RouteNetlinkMessage::NewNeighbour(message) => neighbour(message, &names),
+        _ => None,
+    };
+    let mut all: Vec<Neighbour> = answers.iter().filter_map(one).take(super::MAX_NEIGHBOURS).collect();
+    all.sort();
+    Ok(all)
 }
 
 async fn links(netlink: &Netlink) -> Result<Vec<LinkMessage>, KernelError> {
@@ -298,6 +314,30 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     Some(Address { ip, prefix: message.header.prefix_len })
 }
 
+/// `None` for those that are not asked: groups, ourselves, and links without neighbours (NUD_NOARP).
+fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<Neighbour> {
+    let state = match message.header.state {
+        KernelsState::Reachable => NeighbourState::Reachable,
+        KernelsState::Stale => NeighbourState::Stale,
+        KernelsState::Incomplete | KernelsState::Delay | KernelsState::Probe => NeighbourState::Asked,
+        KernelsState::Failed => NeighbourState::Failed,
+        KernelsState::Permanent => NeighbourState::Permanent,
+        _ => return None,
+    };
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(four)) => ip = Some(IpAddr::V4(*four)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(six)) => ip = Some(IpAddr::V6(*six)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac::from_bytes);
+            }
+            _ => {}
+        }
+    }
+    Some(Neighbour { link: names.get(&message.header.ifindex)?.clone(), ip: ip?, mac, state })
+}
+
 /// The VLANs of one port; a range is told by its first and last.
 fn vlans(message: &LinkMessage) -> Vec<PortVlan> {
     let mut all = Vec::new();
@@ -340,7 +380,7 @@ pub(super) fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
         table: u32::from(header.table),
         onlink: header.flags.contains(RouteFlags::Onlink),
         protocol: match header.protocol {
-            RouteProtocol::Unspec | RouteProtocol::Boot | RouteProtocol::Static => 0,
+            RouteProtocol::Unspec | RouteProtocol::Static => 0,
             other => u8::from(other),
         },
         ..Route::new(Address { ip: unspecified, prefix: header.destination_prefix_length })

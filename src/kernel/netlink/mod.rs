@@ -15,7 +15,7 @@ pub(super) use notices::{Counts, RECEIVE_BUFFER, ring_on_notices};
 
 use super::KernelError;
 use super::place::Place;
-use crate::model::network::{NetworkView, Refused};
+use crate::model::network::{Neighbour, NetworkView, Refused};
 use futures_util::{Stream, StreamExt};
 use nix::errno::Errno;
 use rtnetlink::packet_core::{
@@ -31,6 +31,8 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 const DUMP_ATTEMPTS: usize = 50;
 /// netlink(7): what an error message has before its attributes when NETLINK_CAP_ACK is set: the header of what was asked.
 const HEADER_BYTES: usize = 16;
+/// The kernel keeps some 1,024 of each family (`gc_thresh3`; arp(7)), unless told otherwise.
+const MAX_NEIGHBOURS: usize = 8192;
 /// `NLMSGERR_ATTR_MSG` (linux/netlink.h).
 const ERROR_TEXT: u16 = 1;
 
@@ -150,6 +152,14 @@ impl Netlink {
     /// A whole table, as it was at one moment.
     async fn dump(&self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
         repeated(|| self.ask(message.clone(), NLM_F_DUMP)).await
+    }
+
+    /// Who is known on the links' networks; at most [`MAX_NEIGHBOURS`].
+    pub(super) async fn neighbours(&self) -> Result<Vec<Neighbour>, KernelError> {
+        match tokio::time::timeout(DEADLINE, dump::neighbours(self)).await {
+            Ok(all) => all,
+            Err(_) => Err(KernelError::Unanswered("no answer in time".to_owned())),
+        }
     }
 
     /// Everything that a plan may be about.

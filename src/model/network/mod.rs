@@ -17,8 +17,8 @@ pub use ground::Ground;
 pub use perform::{Refused, perform};
 pub use route::{Hop, LOCAL_TABLE, MAIN_TABLE, Route};
 pub use view::{
-    Address, Bond, BondMode, Bridge, Changed, Kind, LacpRate, LinkFacts, LinkView, NetworkView, Owner,
-    PortVlan, XmitHash,
+    Address, Bond, BondMode, Bridge, Changed, Kind, LacpRate, LinkFacts, LinkView, Neighbour, NeighbourState,
+    NetworkView, Owner, PortVlan, XmitHash,
 };
 
 use super::{IfName, Invalid, Mac};

@@ -30,7 +30,7 @@ pub struct Route {
     /// The address that our own packets by this route have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<IpAddr>,
-    /// Who made it (`RTPROT_*`); 0: an administrator, or whoever did not say. Never declared.
+    /// Who made it (`RTPROT_*`); 0: an administrator (RTPROT_STATIC), as what is declared. Others' are kept, never declared.
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: u8,
     /// Packets are spread over these; then there is no `via`, `link` or `onlink`.

@@ -351,6 +351,30 @@ pub struct LinkFacts {
     pub active_port: Option<String>,
 }
 
+/// What the kernel knows of another host on a link's network (arp(7); RFC 4861).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Neighbour {
+    pub link: IfName,
+    pub ip: IpAddr,
+    pub mac: Option<Mac>,
+    pub state: NeighbourState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NeighbourState {
+    /// It has answered lately.
+    Reachable,
+    /// It answered once; nobody has needed it since.
+    Stale,
+    /// It is being asked.
+    Asked,
+    /// It did not answer.
+    Failed,
+    /// Set by hand.
+    Permanent,
+}
+
 /// Something has changed in a kernel's links, addresses or routes since the last one was taken. Melts: at most one waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Changed;

@@ -244,6 +244,8 @@ impl Operations {
         let aim = crate::network::aim(&now, &before.desired, &after.desired);
         let scope = Scope::of(&before.desired, &after.desired, &now);
         let changes = crate::network::plan(&now, &aim, &scope);
+        let declared = &after.desired.links;
+        after.meta.retain(|link, _| aim.links.contains_key(link) || declared.contains_key(link));
         if !options.may_cut_management
             && !changes.is_empty()
             && let Some(problem) = self.cut_off(&before, &now, &aim, caller)

@@ -4,7 +4,7 @@ use super::{
     CONFIRM, Confirmed, LOCK, MAX_PAST, Open, Operations, PAST, Past, Result, kernel_fault, store_fault,
 };
 use crate::job::{JobRecord, JobState, StepRecord, StepState};
-use crate::model::network::{NetworkView, Owner};
+use crate::model::network::{Neighbour, NetworkView, Owner};
 use crate::model::{IfName, JobId};
 use crate::network::{Scope, aim, plan};
 use crate::store::{Range, StoreError};
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 #[derive(Debug, Clone)]
 pub struct Shown {
     pub now: NetworkView,
+    pub neighbours: Vec<Neighbour>,
     pub confirmed: Confirmed,
     pub owners: BTreeMap<IfName, Owner>,
     pub open: Option<Open>,
@@ -35,10 +36,11 @@ pub enum Waiting {
 impl Operations {
     pub async fn network_show(&self) -> Result<Shown> {
         let now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
+        let neighbours = self.kernel.neighbours().await.map_err(|e| kernel_fault(&e))?;
         let owners = self.kernel.owners().await.map_err(|e| kernel_fault(&e))?;
         let (confirmed, open) = (self.network_confirmed().await?, self.network_open().await?);
         let drift = if open.is_some() { Vec::new() } else { super::told(drift(&now, &confirmed)) };
-        Ok(Shown { now, confirmed, owners, open, drift })
+        Ok(Shown { now, neighbours, confirmed, owners, open, drift })
     }
 
     /// The newest first.
