@@ -14,11 +14,13 @@ STATE = r"""ip -d -j link; echo; ip -j address | tr ',' '\n' | grep -E '"(ifname
 ip route; ip -6 route | grep -v 'proto kernel'; bridge -j vlan 2>/dev/null"""
 UNSTEADY = re.compile(
     r'"(operstate|linkmode|ifindex|link_index|promiscuity|allmulti|num_tx_queues|num_rx_queues|gc_timer|hello_timer|tcn_timer|topology_change_timer|'
-    r'bridge_id|root_id|designated_root|designated_bridge|hold_timer|message_age_timer|forward_delay_timer)":[^,}]*,?|"(NO-CARRIER|LOWER_UP)",?|expires \d+sec'
+    r'bridge_id|root_id|root_port|root_path_cost|designated_root|designated_bridge|hold_timer|message_age_timer|forward_delay_timer|state)":[^,}]*,?|"(NO-CARRIER|LOWER_UP)",?|expires \d+sec'
 )
 
 
 class Network(LabCase):
+    maxDiff = 4000
+
     def setUp(self):
         super().setUp()
         self.addCleanup(lambda: self.agent.proxy().network_apply({}))
@@ -27,7 +29,8 @@ class Network(LabCase):
         return self.proxy.network_show()["links"]
 
     def is_state(self):
-        return UNSTEADY.sub("", self.node.sh(STATE))
+        # In lines, so that a difference is told by the line.
+        return UNSTEADY.sub("", self.node.sh(STATE)).replace(",", ",\n").splitlines()
 
     def desired(self):
         """A bond of two, a VLAN on it, and a bridge that filters VLANs."""

@@ -135,7 +135,7 @@ async fn what_worked_is_kept_if_that_was_asked_for_and_is_declared_from_then_on(
 
 #[tokio::test(start_paused = true)]
 async fn a_rollback_that_is_blocked_is_told_lets_nothing_else_begin_and_is_done_when_it_can_be() {
-    for at in [1, 5, 15, 25] {
+    for at in 1.. {
         let (host, kernel) = house();
         let life = Life::begin(&host).await;
         life.good("network_apply", change(first(), Options::default())).await;
@@ -143,7 +143,10 @@ async fn a_rollback_that_is_blocked_is_told_lets_nothing_else_begin_and_is_done_
         kernel.heal();
         kernel.refuse_from.store(at + 1, Ordering::SeqCst);
         let record = life.run("network_apply", change(second(), Options::default())).await;
-        assert_eq!(record.state, JobState::Failed);
+        if record.state == JobState::Succeeded {
+            assert!(at > 30, "{at} steps");
+            break;
+        }
         assert_eq!(life.events("network.rollback_blocked").await.len(), 1);
         assert!(life.operations.network_open().await.unwrap().is_some());
         life.bad("network_apply", change(first(), Options::default()), "NETWORK_BUSY").await;
