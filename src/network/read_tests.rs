@@ -155,7 +155,25 @@ fn at_most_twenty_problems_are_told() {
 }
 
 #[test]
-fn the_example_of_the_documentation_is_read() {
+fn the_example_of_the_documentation_is_read_and_shows_every_field() {
+    let document = include_str!("../../docs/network.md");
+    let example = document.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let value: Value = toml::from_str(example).unwrap();
+    let read = Desired::read(&value).unwrap();
+    assert_eq!(read, serde_json::from_value(value).unwrap());
+    assert_eq!(
+        (read.links.len(), read.routes.len(), read.networks.len(), read.virtual_ips.len()),
+        (6, 3, 1, 1)
+    );
+    let fields = serde_json::to_value(&read).unwrap();
+    let links = fields["links"].as_object().unwrap().values();
+    for field in links.flat_map(|link| link.as_object().unwrap().keys()) {
+        assert!(example.contains(&format!("{field} = ")), "{field}");
+    }
+}
+
+#[test]
+fn an_example_in_json_is_read() {
     let value = json!({
         "links": {"bond0":  {"kind": "bond", "mode": "active-backup", "miimon_ms": 100, "ports": ["eth0", "eth1"]},
                   "xenbr0": {"kind": "bridge", "ports": ["bond0"], "addresses": ["192.0.2.10/24"]},
