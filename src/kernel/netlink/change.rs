@@ -1,6 +1,6 @@
 //! Each [`Change`] as messages, and the kernel's refusals in our words.
 //!
-//! Before most changes the link is looked up by its name, which also tells what the kernel would do differently from
+//! Before many changes the link is looked up by its name, which also tells what the kernel would do differently from
 //! [`crate::model::network::perform`]: it moves a port from one controller to another without a word, takes away more than
 //! one address with a primary one, and removes any route that looks alike.
 
@@ -71,7 +71,7 @@ impl Netlink {
             Change::SetMtu { link, mtu } => self.set_mtu(link, *mtu).await,
             Change::SetMac { link, mac } => {
                 let address = LinkAttribute::Address(mac.as_bytes().to_vec());
-                self.set(self.link(link).await?.header.index, address).await
+                Ok(self.set(link, address).await??)
             }
             Change::SetUp { link, up } => self.set_up(link, *up).await,
             Change::SetController { link, controller } => {
@@ -92,8 +92,7 @@ impl Netlink {
 
     /// The link of this name.
     async fn link(&self, name: &IfName) -> Result<LinkMessage, KernelError> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.as_str().to_owned()));
+        let mut message = named(name);
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let told = self.get(RouteNetlinkMessage::GetLink(message)).await??;
         told.and_then(dump::new_link).ok_or(KernelError::Refused(Refused::NoSuchLink))
@@ -107,18 +106,9 @@ impl Netlink {
         told.and_then(dump::new_link).ok_or(KernelError::Refused(Refused::NoSuchLink))
     }
 
-    /// One attribute of a link.
-    async fn set(&self, index: u32, attribute: LinkAttribute) -> Done {
-        Ok(self.set_told(index, attribute).await??)
-    }
-
-    async fn set_told(
-        &self,
-        index: u32,
-        attribute: LinkAttribute,
-    ) -> Result<Result<(), Refusal>, KernelError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
+    /// One attribute of the link of this name.
+    async fn set(&self, name: &IfName, attribute: LinkAttribute) -> Result<Result<(), Refusal>, KernelError> {
+        let mut message = named(name);
         message.attributes.push(attribute);
         self.order(RouteNetlinkMessage::SetLink(message), 0).await
     }
@@ -180,7 +170,7 @@ impl Netlink {
     }
 
     async fn set_mtu(&self, name: &IfName, mtu: u32) -> Done {
-        let told = self.set_told(self.link(name).await?.header.index, LinkAttribute::Mtu(mtu)).await?;
+        let told = self.set(name, LinkAttribute::Mtu(mtu)).await?;
         told.map_err(|refusal| match refusal.errno {
             // The device's limits have that number, with words of their own.
             Errno::EINVAL => KernelError::Refused(Refused::Range),
@@ -189,8 +179,7 @@ impl Netlink {
     }
 
     async fn set_up(&self, name: &IfName, up: bool) -> Done {
-        let mut message = LinkMessage::default();
-        message.header.index = self.link(name).await?.header.index;
+        let mut message = named(name);
         message.header.change_mask = LinkFlags::Up;
         message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
         Ok(self.order(RouteNetlinkMessage::SetLink(message), 0).await??)
@@ -218,7 +207,7 @@ impl Netlink {
         if over.as_ref().and_then(dump::bridge).is_some() && dump::bridge(&port).is_some() {
             return Err(KernelError::Refused(Refused::Loop));
         }
-        let told = self.set_told(port.header.index, LinkAttribute::Controller(asked)).await?;
+        let told = self.set(name, LinkAttribute::Controller(asked)).await?;
         told.map_err(|refusal| match refusal.errno {
             // It has no controller: so the controller stands on it (`__netdev_upper_dev_link`, net/core/dev.c).
             Errno::EBUSY => KernelError::Refused(Refused::Loop),
@@ -403,6 +392,13 @@ impl Netlink {
         let to = |found: &Route| found.to == asked.to.network();
         Ok(dump::route(message, &names).filter(to))
     }
+}
+
+/// About the link of this name: with the number 0 the kernel looks it up itself (`rtnl_setlink`, net/core/rtnetlink.c).
+fn named(name: &IfName) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.as_str().to_owned()));
+    message
 }
 
 fn is_mtu(mtu: u32) -> bool {
