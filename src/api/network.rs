@@ -7,7 +7,7 @@ use super::value::{from_json, int, structure, text, texts};
 use super::verb::{Kind, Origin, Row, Verb};
 use crate::job::{JobRecord, JobState};
 use crate::model::JobId;
-use crate::network::Desired;
+use crate::network::{Desired, Way};
 use crate::operation::network::{
     MAX_CONFIRM, OnFailure, Open, Options, Shown, Waiting, Want, apply, boot, discover, told,
 };
@@ -15,7 +15,7 @@ use crate::operation::plan::Plan;
 use crate::wire::{Answer, Caller, Role, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 use serde_json::json;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use tokio::time::Instant;
 
 const DESIRED: Param = need(
@@ -49,9 +49,11 @@ pub fn verbs() -> impl Iterator<Item = Verb> {
 }
 
 /// Whom a change must not cut off.
-pub(super) fn address(caller: &Caller) -> Option<IpAddr> {
+pub(super) fn way(caller: &Caller) -> Option<Way> {
     // A socket for both families tells IPv4 callers as IPv6 ones (RFC 4291, 2.5.5.2).
-    caller.address.map(|address| address.ip().to_canonical()).filter(|ip| !ip.is_loopback())
+    let ip = |address: SocketAddr| address.ip().to_canonical();
+    let peer = caller.address.map(ip).filter(|ip| !ip.is_loopback())?;
+    Some(Way { peer, own: caller.own.map(ip) })
 }
 
 fn read_desired(arguments: &Arguments) -> Result<Desired> {
@@ -90,7 +92,7 @@ fn network_apply<'a>(
     async move {
         let want = Want::Whole(Box::new(read_desired(arguments)?));
         let options = read_options(arguments)?;
-        Ok(apply::change("change the network", want, options, address(caller), None))
+        Ok(apply::change("change the network", want, options, way(caller), None))
     }
     .boxed()
 }
@@ -140,6 +142,10 @@ fn open_value(open: &Open) -> Value {
         ("job", int(open.job.0)),
         ("began", text(open.began)),
         ("applied", Value::Bool(open.applied)),
+        ("state", text(open.state())),
+        ("verb", text(&open.verb)),
+        ("caller", text(&open.by)),
+        ("why", super::value::or_nil(open.why.as_ref().map(text))),
         ("confirm_until", super::value::or_nil(open.confirm_until.map(text))),
     ])
 }
@@ -151,7 +157,7 @@ fn network_plan<'a>(
 ) -> BoxFuture<'a, Result<Answer>> {
     async move {
         let want = Want::Whole(Box::new(read_desired(arguments)?));
-        let draft = api.operations.network_draft(&want, read_options(arguments)?, address(caller)).await?;
+        let draft = api.operations.network_draft(&want, read_options(arguments)?, way(caller)).await?;
         let count = int(draft.changes.len() as u64);
         let steps = draft.changes.iter().map(|change| {
             let detail = serde_json::to_value(change).unwrap_or_default();

@@ -8,7 +8,7 @@ use super::Api;
 use super::arguments::{Arguments, Param, Type, may, need};
 use super::document::NetworkDocument;
 use super::fault::{ApiFault, Result};
-use super::network::address;
+use super::network::way;
 use super::value::text;
 use super::verb::{Kind, Origin, Row, Verb, nil};
 use crate::config::Dialect;
@@ -52,7 +52,7 @@ const ROWS: &[Row] = &[
     Row::new("ovs_control_interface", &[INTERFACE, need("network", Type::Text, "169.254.0.0/16")], "nil", Role::Admin, Kind::Job(control_interface, nil), "The network by which guests of the manager are reached: by this link."),
     Row::new("check_dom0_ip", &[IP], "boolean", Role::Viewer, Kind::Read(check_dom0_ip), "Whether this host has the address."),
     Row::new("check_dom0_port", &[IP, need("port", Type::Int, "1 to 65535"), may("timeout", Type::Int, "seconds, 1 to 60; 3 if not said")], "boolean", Role::Viewer, Kind::Read(check_dom0_port), "True if the port takes a TCP connection; nil if not (clients take any other answer for yes)."),
-    Row::new("ping", &[IP], "boolean", Role::Viewer, Kind::Read(ping), "Whether the address answers an ICMP echo."),
+    Row::new("ping", &[need("host", Type::Text, "an IP address"), may("count", Type::Int, "echoes, 1 to 10; 3 if not said")], "boolean", Role::Viewer, Kind::Read(ping), "Whether the address answers one of so many ICMP echoes."),
 ];
 
 pub fn verbs() -> impl Iterator<Item = Verb> {
@@ -66,7 +66,7 @@ fn answer(record: &JobRecord) -> Value {
 }
 
 fn change(what: &str, ask: Ask, words: String, caller: &Caller) -> Plan {
-    apply::change(what, Want::Edit(ask), Options::default(), address(caller), Some(words))
+    apply::change(what, Want::Edit(ask), Options::default(), way(caller), Some(words))
 }
 
 /// One of two words.
@@ -380,5 +380,18 @@ fn check_dom0_port<'a>(
 }
 
 fn ping<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
-    async move { Ok(Value::Bool(api.operations.kernel.ping(ip(arguments, "ip")?).await).into()) }.boxed()
+    async move {
+        let host = ip(arguments, "host")?;
+        let count = match arguments.opt_int("count") {
+            None => 3,
+            Some(_) => arguments.within("count", 1..=10)?,
+        };
+        for _ in 0..count {
+            if api.operations.kernel.ping(host).await {
+                return Ok(Value::Bool(true).into());
+            }
+        }
+        Ok(Value::Bool(false).into())
+    }
+    .boxed()
 }

@@ -259,6 +259,9 @@ pub enum NetworkCommand {
     Plan {
         /// The declaration, JSON or (FILE.toml) TOML; - is standard input
         file: PathBuf,
+        /// Also if it takes away the address that you came by
+        #[arg(long)]
+        may_cut_management: bool,
     },
     /// Change the network to what is declared: all of it, or it is rolled back
     Apply {

@@ -35,8 +35,9 @@ const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
 pub async fn execute(session: &mut Session<'_>, command: NetworkCommand) -> Result<(), CtlError> {
     match command {
         NetworkCommand::Show => show(session).await,
-        NetworkCommand::Plan { file } => {
-            let answer = session.read("network_plan", &[read_file(&file)?]).await?;
+        NetworkCommand::Plan { file, may_cut_management } => {
+            let given = options([("may_cut_management", may_cut_management.then_some(Value::Bool(true)))]);
+            let answer = session.read("network_plan", &[read_file(&file)?, given]).await?;
             if session.printer.is_json() {
                 return session.printer.value(&answer);
             }
@@ -93,17 +94,27 @@ async fn show(session: &mut Session<'_>) -> Result<(), CtlError> {
     let rows = links.iter().map(|(name, link)| row(name, link)).collect();
     session.printer.list(LINKS, &Value::Array(rows))?;
     if let Some(change @ Value::Struct(_)) = answer.get("change") {
-        let text = format!(
-            "job {} changes the network; to be confirmed until {}",
-            cell(&change["job"]),
-            cell(&change["confirm_until"])
-        );
-        session.printer.note(&text);
+        session.printer.note(&under_way(change));
     }
     for line in answer.get("drift").and_then(Value::as_array).unwrap_or(&[]) {
         session.printer.note(&format!("differs from what is declared: {}", cell(line)));
     }
     Ok(())
+}
+
+fn under_way(change: &Value) -> String {
+    let (job, why) = (cell(&change["job"]), cell(&change["why"]));
+    match change["state"].as_str() {
+        Some("waits_for_confirmation") => {
+            let until = cell(&change["confirm_until"]);
+            format!("job {job} has changed the network, and waits until {until} for: dom0ctl network confirm")
+        }
+        Some("rollback_blocked") => format!(
+            "job {job} could not be rolled back yet and is tried again; until then nothing else is changed ({why})"
+        ),
+        Some("rolling_back") => format!("job {job} is being rolled back ({why})"),
+        _ => format!("job {job} changes the network"),
+    }
 }
 
 /// A link as a line of the table.

@@ -163,6 +163,14 @@ impl Aim<'_> {
                     made
                 }
             };
+            if let Kind::Bond(bond) = &mut link.kind {
+                // One that is not there now is made the primary when it comes.
+                let is_there = |port: &IfName| {
+                    self.now.links.contains_key(port)
+                        || self.desired.links.get(port).is_some_and(|link| link.kind.is_made())
+                };
+                bond.primary = bond.primary.take().filter(is_there);
+            }
             link.up = asked.up;
             if link.dhcp && !asked.dhcp {
                 link.addresses.clear();
@@ -326,7 +334,12 @@ impl Aim<'_> {
             }
         }
         let kept = std::mem::take(&mut self.view.routes);
-        let kept = kept.into_iter().filter(|route| self.is_kept(route));
+        let kept: Vec<Route> = kept.into_iter().filter(|route| self.is_kept(route)).collect();
+        let kept = kept.into_iter().map(|route| {
+            // The kernel refuses one that nobody holds.
+            let is_held = route.source.is_none_or(|source| self.view.holder(source).is_some());
+            Route { source: route.source.filter(|_| is_held), ..route }
+        });
         let (with_gateway, without): (Vec<Route>, Vec<Route>) = kept.partition(|route| route.has_gateway());
         self.view.routes = without.into_iter().collect();
         let (asked_with, asked_without): (Vec<Route>, Vec<Route>) =
@@ -344,7 +357,10 @@ impl Aim<'_> {
             if route.link.is_none() {
                 route.link = route.via.and_then(|via| reach.link_to(via, None)).cloned();
             }
-            self.put(route);
+            // One that leads nowhere now waits for its port: whoever asks for a new one is refused before (`ways`).
+            if reach.leads(&route) && route.links().all(|link| self.view.links.contains_key(link)) {
+                self.put(route);
+            }
         }
     }
 

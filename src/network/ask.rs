@@ -145,12 +145,12 @@ impl Ask {
                 let one = edit.declare(link, "interface")?;
                 one.addresses = Some(BTreeSet::new());
                 one.dhcp = false;
-                edit.desired.routes.retain(|route| route.link.as_ref() != Some(link));
+                edit.drop_routes_by(link);
             }
             Self::Meta { link, text } => note(&mut meta, &edit, link, text)?,
             Self::Bond { bond, mode } => edit.bond(bond, *mode)?,
             Self::NoBond { bond } => edit.remove(bond, "bond")?,
-            Self::BondMode { bond, mode } => edit.options(bond)?.mode = *mode,
+            Self::BondMode { bond, mode } => edit.bond_mode(bond, *mode)?,
             Self::BondPort { bond, port } => edit.bond_port(bond, port)?,
             Self::NoBondPort { bond, port } => {
                 edit.options(bond)?;
@@ -210,7 +210,7 @@ impl Edit<'_> {
             };
             let mut one = DesiredLink::new(kind);
             one.up = is.up;
-            let own = self.now.ports(link).filter(|(_, port)| port.kind != Kind::Vif);
+            let own = self.now.ports(link).filter(|(_, port)| !port.kind.is_others());
             one.ports = own.map(|(port, _)| port.clone()).collect();
             self.desired.links.insert(link.clone(), one);
         }
@@ -232,7 +232,30 @@ impl Edit<'_> {
         }
         self.desired.networks.retain(|_, network| network.link != *link);
         self.desired.virtual_ips.retain(|_, virtual_ip| virtual_ip.link != *link);
-        self.desired.routes.retain(|route| route.link.as_ref() != Some(link));
+        self.drop_routes_by(link);
+        Ok(())
+    }
+
+    /// The declared routes that lead by a link: that say so, or do so now.
+    fn drop_routes_by(&mut self, link: &IfName) {
+        let by = |route: &Route| route.links().any(|one| one == link);
+        let leads_by = |declared: &Route| {
+            self.now.routes_to(declared.to.network()).any(|is| is.does(declared) && by(is))
+        };
+        self.desired.routes.retain(|route| !by(route) && !leads_by(route));
+    }
+
+    /// Options that the mode does not know end with the one that knew them.
+    fn bond_mode(&mut self, bond: &IfName, mode: BondMode) -> Result<(), Problem> {
+        let options = self.options(bond)?;
+        options.mode = mode;
+        match mode {
+            BondMode::Lacp => options.primary = None,
+            _ => (options.lacp_rate, options.xmit_hash) = Default::default(),
+        }
+        if mode != BondMode::ActiveBackup && options.miimon_ms == 0 {
+            options.miimon_ms = MIIMON_MS;
+        }
         Ok(())
     }
 
@@ -305,10 +328,11 @@ impl Edit<'_> {
 
     /// What one link has becomes the other's, with the routes by it and the networks on it.
     fn move_addresses(&mut self, from: &IfName, to: &IfName) -> Result<(), Problem> {
-        let is = self.now.links.get(from).map(|link| link.addresses.clone()).unwrap_or_default();
-        let declared = self.desired.links.get(from).and_then(|link| link.addresses.clone());
-        let addresses: BTreeSet<Address> = declared.unwrap_or(is);
         let dhcp = self.desired.links.get(from).is_some_and(|link| link.dhcp);
+        let declared = self.desired.links.get(from).and_then(|link| link.addresses.clone());
+        let is = || self.now.links.get(from).map(|link| link.addresses.clone()).unwrap_or_default();
+        // What a lease brought comes anew with the other link's.
+        let addresses: BTreeSet<Address> = if dhcp { BTreeSet::new() } else { declared.unwrap_or_else(is) };
         if addresses.is_empty() && !dhcp {
             return Ok(());
         }
@@ -320,10 +344,12 @@ impl Edit<'_> {
         let source = self.declare(from, "net_dev")?;
         source.addresses = Some(BTreeSet::new());
         source.dhcp = false;
-        let by_it: Vec<Route> =
-            self.now.routes.iter().filter(|route| route.links().any(|link| link == from)).cloned().collect();
-        self.desired.routes.retain(|route| route.links().all(|link| link != from));
-        for mut route in by_it {
+        let by = |route: &Route| route.links().any(|link| link == from);
+        let declared = |is: &Route| self.desired.routes.iter().any(|declared| is.does(declared));
+        let moved: Vec<Route> =
+            self.now.routes.iter().filter(|is| by(is) && (!dhcp || declared(is))).cloned().collect();
+        self.drop_routes_by(from);
+        for mut route in moved {
             route.protocol = 0;
             let links = route.link.iter_mut().chain(route.hops.iter_mut().map(|hop| &mut hop.link));
             links.filter(|link| *link == from).for_each(|link| link.clone_from(to));

@@ -30,8 +30,10 @@ pub use scope::{Difference, Scope, back, differences, is_there};
 pub use validate::validate;
 pub use watching::{Observation, Watching};
 pub use way_in::way_in;
-pub use ways::{Management, cuts_all, cuts_management};
+pub use ways::{Management, Way, cuts_all, cuts_management};
 
+#[cfg(test)]
+mod ask_tests;
 #[cfg(test)]
 mod diagram_tests;
 #[cfg(test)]

@@ -54,6 +54,40 @@ impl Scope {
         scope
     }
 
+    /// Without links that another service of the host has now, and without declared routes by them.
+    #[must_use]
+    pub fn without(mut self, others: &BTreeSet<IfName>, aim: &NetworkView) -> Self {
+        self.links.retain(|link| !others.contains(link));
+        self.retain_routes(aim, |link| !others.contains(link));
+        self
+    }
+
+    /// Only what stands on these links, with them.
+    #[must_use]
+    pub fn above(mut self, links: &BTreeSet<IfName>, aim: &NetworkView) -> Self {
+        let vlans = vlans_by_parent(aim);
+        let mut kept: BTreeSet<IfName> = BTreeSet::new();
+        let mut waiting: Vec<IfName> = links.iter().cloned().collect();
+        while let Some(name) = waiting.pop() {
+            waiting.extend(aim.links.get(&name).and_then(|link| link.controller.clone()));
+            waiting.extend(vlans.get(&name).into_iter().flatten().copied().cloned());
+            waiting.retain(|one| !kept.contains(one));
+            kept.insert(name);
+        }
+        self.links.retain(|link| kept.contains(link));
+        self.retain_routes(aim, |link| kept.contains(link));
+        self
+    }
+
+    /// Of the declared routes, those that lead by such links.
+    fn retain_routes(&mut self, aim: &NetworkView, by: impl Fn(&IfName) -> bool) {
+        let leads = |route: &Route| {
+            let mut ways = aim.routes_to(route.to).filter(|one| one.does(route));
+            ways.any(|one| one.links().all(&by)) || (route.links().next().is_some() && route.links().all(&by))
+        };
+        self.extra_routes.retain(leads);
+    }
+
     pub fn has_route(&self, route: &Route) -> bool {
         (self.routes && route.links().any(|link| self.links.contains(link))) || self.is_extra(route)
     }
@@ -71,7 +105,7 @@ pub fn target(now: &NetworkView, then: &NetworkView, scope: &Scope) -> NetworkVi
     for name in &scope.links {
         match (now.links.get(name), then.links.get(name)) {
             // What others make and take away (a guest's card, its device model's tap, a container's end) stays gone.
-            (None, Some(link)) if is_others(&link.kind) => {}
+            (None, Some(link)) if link.kind.is_others() => {}
             (now, Some(link)) => {
                 let mut link = link.clone();
                 if let Some(now) = now.filter(|now| now.dhcp && link.dhcp) {
@@ -111,10 +145,6 @@ pub fn target(now: &NetworkView, then: &NetworkView, scope: &Scope) -> NetworkVi
     }
     drop_dangling(&mut target);
     target
-}
-
-fn is_others(kind: &Kind) -> bool {
-    matches!(kind, Kind::Vif | Kind::Other { .. } | Kind::Veth { peer: None })
 }
 
 /// What DHCP brought stays as it is now; where nothing is left of a family, it is asked for as it was.

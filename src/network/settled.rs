@@ -1,7 +1,7 @@
 //! A declaration as it came true: what is declared after a change of which only a part worked, and was kept.
 
 use super::desired::{Desired, DesiredLink};
-use crate::model::network::{Kind, Mtu, NetworkView};
+use crate::model::network::{Mtu, NetworkView};
 
 /// What of `before` and `after` is there now, as it is. A link that neither made nor removed is declared by nobody.
 pub fn settled(before: &Desired, after: &Desired, now: &NetworkView) -> Desired {
@@ -16,10 +16,15 @@ pub fn settled(before: &Desired, after: &Desired, now: &NetworkView) -> Desired 
     for (name, link) in &mut desired.links {
         let Some(is) = now.links.get(name) else { continue };
         as_it_is(link, is);
-        let ports = now.ports(name).filter(|(_, port)| port.kind != Kind::Vif);
+        let ports = now.ports(name).filter(|(port, is)| link.ports.contains(*port) || !is.kind.is_others());
         link.ports = ports.map(|(port, _)| port.clone()).collect();
     }
-    desired.routes.retain(|route| now.routes.iter().any(|is| is.is_rival(&route.normal())));
+    // What of before was to go and is still there is ours as well.
+    desired.routes.extend(before.routes.iter().cloned());
+    desired.routes.retain(|route| now.routes.iter().any(|is| is.does(route)));
+    for (ip, virtual_ip) in &before.virtual_ips {
+        desired.virtual_ips.entry(*ip).or_insert_with(|| virtual_ip.clone());
+    }
     desired.networks.retain(|_, network| now.links.contains_key(&network.link));
     desired.virtual_ips.retain(|ip, _| now.holder(*ip).is_some());
     let held: Vec<_> = desired.virtual_ips.iter().map(|(ip, one)| (*ip, one.link.clone())).collect();

@@ -32,7 +32,7 @@ pub fn validate(
     check.addresses();
     check.networks();
     check.virtual_ips();
-    ways::check(desired, &check.aim, &mut check.problems);
+    ways::check(desired, before, &check.aim, &mut check.problems);
     check.problems.into_vec()
 }
 
@@ -52,7 +52,9 @@ impl Check<'_> {
     }
 
     fn link(&mut self, name: &IfName, link: &DesiredLink) {
-        if let Some(owner) = self.owners.get(name) {
+        if let Some(owner) = self.owners.get(name)
+            && !self.is_old(name)
+        {
             self.add(name, "", format!("is configured by {owner}; take it from that service first"));
         }
         self.kind(name, link);
@@ -73,6 +75,12 @@ impl Check<'_> {
         self.port_vlans(name, link);
     }
 
+    /// Declared before, and now in the same way: that its link is gone or taken meanwhile keeps nobody from other changes.
+    fn is_old(&self, name: &IfName) -> bool {
+        let before = self.before.links.get(name);
+        before.is_some() && before == self.desired.links.get(name)
+    }
+
     fn kind(&mut self, name: &IfName, link: &DesiredLink) {
         let found = self.now.links.get(name).map(|found| &found.kind);
         if matches!(found, Some(Kind::Vif | Kind::Loopback)) {
@@ -81,6 +89,7 @@ impl Check<'_> {
             return;
         }
         match (&link.kind, found) {
+            (Kind::Ethernet, None) if self.is_old(name) => {}
             (Kind::Ethernet, None) => self.add(name, "", "there is no such link, and it cannot be made"),
             (Kind::Ethernet, Some(_)) => {}
             (Kind::Bond(_) | Kind::Bridge(_) | Kind::Vlan { .. } | Kind::Dummy, None) => {}
@@ -153,6 +162,9 @@ impl Check<'_> {
 
     fn vlan(&mut self, name: &IfName, link: &DesiredLink, parent: &IfName) {
         let Some(below) = self.aim.links.get(parent) else {
+            if self.is_old(name) {
+                return;
+            }
             self.add(name, "parent", format!("there will be no link {parent}"));
             return;
         };
@@ -236,8 +248,13 @@ impl Check<'_> {
     }
 
     fn wrong_port(&self, controller: &IfName, kind: &Kind, port: &IfName) -> Option<String> {
-        let Some(then) = self.aim.links.get(port) else { return Some("there is no such link".to_owned()) };
-        if let Some(owner) = self.owners.get(port) {
+        let was_port = self.before.links.get(controller).is_some_and(|before| before.ports.contains(port));
+        let Some(then) = self.aim.links.get(port) else {
+            return (!was_port).then(|| "there is no such link".to_owned());
+        };
+        if let Some(owner) = self.owners.get(port)
+            && !was_port
+        {
             return Some(format!("is configured by {owner}; take it from that service first"));
         }
         match (kind, &then.kind) {
@@ -330,7 +347,8 @@ impl Check<'_> {
         let mut managing: Option<&str> = None;
         for (label, network) in &self.desired.networks {
             let field = format!("networks.{}", label.as_str());
-            if !self.aim.links.contains_key(&network.link) {
+            if !self.aim.links.contains_key(&network.link) && self.before.networks.get(label) != Some(network)
+            {
                 self.problems.add(format!("{field}.link"), format!("there will be no link {}", network.link));
             }
             if network.roles.contains(&Role::Management) {
@@ -354,10 +372,14 @@ impl Check<'_> {
                 self.problems.add(field.clone(), wrong);
             }
             let link = &virtual_ip.link;
-            if let Some(owner) = self.owners.get(link) {
+            let is_old = self.before.virtual_ips.get(ip) == Some(virtual_ip);
+            if let Some(owner) = self.owners.get(link)
+                && !is_old
+            {
                 self.problems.add(format!("{field}.link"), format!("{link} is configured by {owner}"));
             }
             let text = match self.aim.links.get(link) {
+                None if is_old => continue,
                 None => format!("there will be no link {link}"),
                 Some(then) if matches!(then.kind, Kind::Vif | Kind::Loopback) => {
                     format!("{link} is a {}", then.kind)

@@ -1,7 +1,7 @@
 //! Every refusal with its field.
 
 use super::made_up::{address, bond, host, name, route, vlan_id};
-use super::{Desired, Management, Scope, aim, cuts_management, validate};
+use super::{Desired, Management, Scope, aim, cuts_management, plan, validate};
 use crate::model::network::{Address, Bond, BondMode, Bridge, Kind, LinkView, NetworkView, Owner};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -415,15 +415,53 @@ fn a_tower_of_vlans_is_refused_quickly() {
 }
 
 #[test]
+fn what_was_declared_before_keeps_nobody_from_other_changes_when_its_link_is_gone_or_taken() {
+    let whole = |more: Value| {
+        let mut links = json!({
+            "eth0": {"kind": "ethernet", "addresses": ["192.0.2.10/24"]},
+            "eth1": {"kind": "ethernet", "addresses": ["198.51.100.1/24"]},
+            "eth1.5": {"kind": "vlan", "parent": "eth1", "id": 5},
+            "br5": {"kind": "bridge", "ports": ["eth1.5", "eth2"]},
+        });
+        links.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        read(&json!({
+            "links": links,
+            "routes": [{"to": "10.0.0.0/8", "via": "198.51.100.2"}, {"to": "10.0.0.0/16", "link": "eth1"}],
+            "networks": {"storage": {"link": "eth1", "roles": ["STORAGE"]}},
+            "virtual_ips": {"198.51.100.9": {"link": "eth1", "prefix": 24}},
+        }))
+    };
+    let before = whole(json!({}));
+    let all = host(&[("eth0", Kind::Ethernet), ("eth1", Kind::Ethernet), ("eth2", Kind::Ethernet)]);
+    let mut now = aim(&all, &Desired::default(), &before);
+    let more = whole(json!({"d0": {"kind": "dummy"}}));
+    let owners = [(name("eth1"), Owner::NetworkManager), (name("eth2"), Owner::Networkd)].into();
+    assert_eq!(validate(&more, &before, &now, &owners), []);
+    for link in ["eth1", "eth1.5", "eth2"] {
+        now.links.remove(&name(link));
+    }
+    now.routes.clear();
+    assert_eq!(validate(&more, &before, &now, &BTreeMap::new()), []);
+    // But nobody declares such anew.
+    assert!(!validate(&more, &Desired::default(), &now, &BTreeMap::new()).is_empty());
+    // And it is no part of a plan.
+    let aim = aim(&now, &before, &more);
+    let planned = plan(&now, &aim, &Scope::of(&before, &more, &now));
+    let told: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["make dummy d0", "switch d0 on"]);
+}
+
+#[test]
 fn a_change_that_cuts_the_callers_own_way_is_seen() {
     let mut now = host(&[("eth0", Kind::Ethernet), ("eth1", Kind::Ethernet)]);
     now.links.get_mut(&name("eth0")).unwrap().addresses.insert(address("192.0.2.10/24"));
     now.routes.insert(route("0.0.0.0/0", Some("192.0.2.1"), Some("eth0")));
     let ip = |text: &str| Some(text.parse().unwrap());
-    let far = Management { ip: ip("192.0.2.10"), peer: ip("203.0.113.5"), link: None };
-    let near = Management { ip: ip("192.0.2.10"), peer: ip("192.0.2.77"), link: None };
-    let local = Management { ip: ip("127.0.0.1"), peer: ip("127.0.0.1"), link: None };
-    let unknown = Management { ip: None, peer: None, link: Some(name("eth0")) };
+    let far = Management { ip: ip("192.0.2.10"), peer: ip("203.0.113.5"), link: None, next: None };
+    let near = Management { ip: ip("192.0.2.10"), peer: ip("192.0.2.77"), link: None, next: None };
+    let local = Management { ip: ip("127.0.0.1"), peer: ip("127.0.0.1"), link: None, next: None };
+    let unknown = Management { ip: None, peer: None, link: Some(name("eth0")), next: None };
+    let moving = Management { next: Some(name("eth1")), ..unknown.clone() };
     let then = |value: Value| aim(&now, &Desired::default(), &read(&value));
     let links = |link: Value| then(json!({"links": {"eth0": link}}));
     let moved = links(json!({"kind": "ethernet", "addresses": ["192.0.2.11/24"]}));
@@ -445,6 +483,13 @@ fn a_change_that_cuts_the_callers_own_way_is_seen() {
             assert_eq!(told.is_some(), cut, "{management:?}: {told:?}");
         }
     }
+    // The management network may move to another link that can be reached.
+    assert!(cuts_management(&now, &bare, &moving).is_some());
+    let elsewhere = then(json!({"links": {
+        "eth0": {"kind": "ethernet", "addresses": []}, "eth1": {"kind": "ethernet", "addresses": ["198.51.100.1/24"]},
+    }}));
+    assert_eq!(cuts_management(&now, &elsewhere, &moving), None);
+    assert!(cuts_management(&now, &elsewhere, &unknown).is_some());
     // Into a bridge, with its address and route: not cut.
     let bridged = then(json!({
         "links": {"xenbr0": {"kind": "bridge", "ports": ["eth0"], "addresses": ["192.0.2.10/24"]}},
@@ -452,7 +497,7 @@ fn a_change_that_cuts_the_callers_own_way_is_seen() {
     }));
     assert_eq!(cuts_management(&now, &bridged, &far), None);
     // What did not work before is not lost.
-    let nowhere = Management { ip: ip("192.0.2.200"), peer: None, link: None };
+    let nowhere = Management { ip: ip("192.0.2.200"), peer: None, link: None, next: None };
     assert_eq!(cuts_management(&now, &off, &nowhere), None);
 }
 

@@ -9,14 +9,23 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// How the caller reaches this host.
+/// A caller's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    pub peer: IpAddr,
+    /// The address of ours that it comes to.
+    pub own: Option<IpAddr>,
+}
+
+/// How this host is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Management {
     /// The local address of the caller's connection.
     pub ip: Option<IpAddr>,
     pub peer: Option<IpAddr>,
-    /// The link of the network with the role MANAGEMENT; it counts where `ip` is not known.
+    /// The link of the network with the role MANAGEMENT, before and then.
     pub link: Option<IfName>,
+    pub next: Option<IfName>,
 }
 
 /// Whether a change takes away what the caller reaches this host by: it is there now, and then it is not.
@@ -30,27 +39,24 @@ pub fn cuts_management(now: &NetworkView, then: &NetworkView, management: &Manag
     let peer = management.peer.map(|peer| peer.to_canonical());
     match management.ip.map(|ip| ip.to_canonical()) {
         Some(ip) if is_kernels(&ip) => return None,
-        Some(ip) => {
-            if is_held(now, ip) && !is_held(then, ip) {
-                return Some(Problem::new(
-                    field,
-                    format!("{ip}, by which the caller reaches this host, would be gone"),
-                ));
-            }
+        Some(ip) if is_held(now, ip) && !is_held(then, ip) => {
+            return Some(Problem::new(
+                field,
+                format!("{ip}, by which the caller reaches this host, would be gone"),
+            ));
         }
-        None => {
-            let has_any = |view: &NetworkView, link: &IfName| {
-                view.links.get(link).is_some_and(|link| link.up && (link.dhcp || !link.addresses.is_empty()))
-            };
-            if let Some(link) = &management.link
-                && has_any(now, link)
-                && !has_any(then, link)
-            {
-                let text =
-                    format!("{link}, the link of the management network, would be without an address or off");
-                return Some(Problem::new(field, text));
-            }
-        }
+        _ => {}
+    }
+    let has_any = |view: &NetworkView, link: &IfName| {
+        view.links.get(link).is_some_and(|link| link.up && (link.dhcp || !link.addresses.is_empty()))
+    };
+    if let Some(link) = &management.link
+        && has_any(now, link)
+        && !has_any(then, link)
+        && !management.next.as_ref().is_some_and(|next| has_any(then, next))
+    {
+        let text = format!("{link}, the link of the management network, would be without an address or off");
+        return Some(Problem::new(field, text));
     }
     let peer = peer.filter(|peer| !is_kernels(peer) && !is_held(now, *peer))?;
     (leads_to(now, peer) && !leads_to(then, peer))
@@ -84,7 +90,8 @@ fn leads_to(view: &NetworkView, ip: IpAddr) -> bool {
             .any(|route| route.table == MAIN_TABLE && route.to.contains(ip) && route.links().any(is_on))
 }
 
-pub(super) fn check(desired: &Desired, aim: &NetworkView, problems: &mut Problems) {
+/// Of routes that were declared before, only what speaks against them by themselves: one whose link is gone waits for it.
+pub(super) fn check(desired: &Desired, before: &Desired, aim: &NetworkView, problems: &mut Problems) {
     let reach = Reach::of(aim);
     let own: BTreeSet<IpAddr> =
         aim.links.values().flat_map(|link| link.addresses.iter().map(|address| address.ip)).collect();
@@ -104,6 +111,9 @@ pub(super) fn check(desired: &Desired, aim: &NetworkView, problems: &mut Problem
         if route.table == 0 || route.table == LOCAL_TABLE {
             problems
                 .add(format!("{field}.table"), "is the kernel's own; allowed: 1 to 4294967295, without 255");
+        }
+        if before.routes.contains(route) {
+            continue;
         }
         if route.source.is_some_and(|source| !own.contains(&source)) {
             problems.add(format!("{field}.source"), "is no address of this host");

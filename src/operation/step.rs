@@ -7,11 +7,11 @@ use crate::host::record::HostRecord;
 use crate::host::{Peer, PeerAddress};
 use crate::job::{PlannedStep, Resume};
 use crate::model::{EventNumber, JobId, MiB, MigrationId, SafePath, VmId};
+use crate::network::Way;
 use crate::vm::{Action, Autostart, VmRecord};
 use crate::xen::Trigger;
 use crate::xen::config::{Disk, Vif};
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
@@ -244,7 +244,7 @@ pub enum Step {
     NetworkSnapshot {
         want: Want,
         options: NetworkOptions,
-        caller: Option<IpAddr>,
+        caller: Option<Way>,
     },
     NetworkApply {},
     NetworkConfirm {
@@ -346,7 +346,7 @@ impl Step {
         match self {
             Self::Sysrq { .. } | Self::Trigger { .. } => Resume::Undo,
             // Who asked may have been cut off by the very step that the agent died in.
-            Self::NetworkApply {} => Resume::Undo,
+            Self::NetworkApply {} | Self::NetworkConfirm { .. } => Resume::Undo,
             _ => Resume::Redo,
         }
     }

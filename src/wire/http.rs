@@ -45,6 +45,7 @@ const TRUSTED_BODY_BYTES: usize = 64 * 1024;
 pub(super) struct Peer {
     /// `None` on the operator's socket.
     pub(super) address: Option<SocketAddr>,
+    pub(super) own: Option<SocketAddr>,
     pub(super) tls: bool,
     pub(super) certificate: Option<PeerCertificate>,
     /// On the operator's socket: who it is, for every request.
@@ -149,7 +150,8 @@ fn check_head(shared: &Shared, request: &Request<Incoming>) -> Result<(), Refuse
 }
 
 async fn authenticate(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Result<Caller, Refusal> {
-    let caller = |identity, role| Caller { identity, role, address: peer.address, tls: peer.tls };
+    let caller =
+        |identity, role| Caller { identity, role, address: peer.address, own: peer.own, tls: peer.tls };
     if let Some(identity) = &peer.local {
         return Ok(caller(identity.clone(), Role::Admin));
     }

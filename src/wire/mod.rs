@@ -79,6 +79,8 @@ pub struct Caller {
     pub role: Role,
     /// `None` on the Unix socket.
     pub address: Option<SocketAddr>,
+    /// Our own end of the connection.
+    pub own: Option<SocketAddr>,
     pub tls: bool,
 }
 

@@ -268,7 +268,8 @@ async fn tcp_connection(shared: Arc<Shared>, mut stream: TcpStream, address: Soc
         Ok(_) => return,
         Err(_) => return timed_out(&shared, Phase::Head),
     }
-    let mut peer = Peer { address: Some(address), tls: false, certificate: None, local: None };
+    let own = stream.local_addr().ok();
+    let mut peer = Peer { address: Some(address), own, tls: false, certificate: None, local: None };
     if first == [TLS_HANDSHAKE] {
         let acceptor = TlsAcceptor::from(shared.tls.current());
         match timeout(head_timeout, acceptor.accept(stream)).await {
@@ -298,7 +299,7 @@ async fn unix_connection(shared: Arc<Shared>, stream: UnixStream) {
         return;
     }
     let local = Some(Identity::Local { uid, pid: credentials.pid().unwrap_or(0) });
-    carry(shared, Peer { address: None, tls: false, certificate: None, local }, stream).await;
+    carry(shared, Peer { address: None, own: None, tls: false, certificate: None, local }, stream).await;
 }
 
 fn timed_out(shared: &Shared, phase: Phase) {

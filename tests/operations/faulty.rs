@@ -25,6 +25,8 @@ pub struct Faulty {
     pub stands: Notify,
     /// Whoever is asked for is not reached any more.
     pub cut_off: AtomicBool,
+    /// Whoever ends DHCP on a link finds its addresses and routes gone, as with clients that give their lease back.
+    pub lease_ends_with_client: AtomicBool,
     /// Links that are not there yet.
     pub hidden: Mutex<BTreeSet<IfName>>,
     /// How long a reading takes.
@@ -43,6 +45,7 @@ impl Faulty {
             stand_after: AtomicUsize::new(0),
             stands: Notify::new(),
             cut_off: AtomicBool::new(false),
+            lease_ends_with_client: AtomicBool::new(false),
             hidden: Mutex::default(),
             reading: Mutex::default(),
             log: Mutex::default(),
@@ -57,6 +60,16 @@ impl Faulty {
         }
         self.cut_off.store(false, Ordering::SeqCst);
         self.log.lock().unwrap().clear();
+    }
+
+    async fn flush(&self, link: &IfName) {
+        let now = self.inner.network().await.unwrap();
+        for route in now.routes.into_iter().filter(|route| route.link.as_ref() == Some(link)) {
+            self.inner.change(&Change::DeleteRoute { route }).await.unwrap();
+        }
+        for address in now.links[link].addresses.clone() {
+            self.inner.change(&Change::DeleteAddress { link: link.clone(), address }).await.unwrap();
+        }
     }
 
     async fn stand(&self) {
@@ -109,6 +122,11 @@ impl Kernel for Faulty {
             return Err(KernelError::Refused(Refused::Busy));
         }
         self.inner.change(change).await?;
+        if let Change::SetDhcp { link, on: false } = change
+            && self.lease_ends_with_client.load(Ordering::SeqCst)
+        {
+            self.flush(link).await;
+        }
         self.log.lock().unwrap().push(change.clone());
         if is(&self.stand_after) {
             self.stand().await;

@@ -7,8 +7,8 @@ use dom0d::job::{JobRecord, JobState};
 use dom0d::kernel::Kernel;
 use dom0d::kernel::sim::SimKernel;
 use dom0d::model::IfName;
-use dom0d::model::network::{Address, Bridge, Kind, Mtu, NetworkView, Route, VlanId};
-use dom0d::network::{Desired, DesiredLink};
+use dom0d::model::network::{Address, Bridge, Change, Hop, Kind, Mtu, NetworkView, Route, VlanId};
+use dom0d::network::{Desired, DesiredLink, Way};
 use dom0d::operation::network::{Ending, OnFailure, Options, Want, apply, look};
 use dom0d::operation::plan::{self, Plan};
 use dom0d::sim::Request;
@@ -58,8 +58,12 @@ pub fn second() -> Desired {
     desired
 }
 
+fn manager() -> Way {
+    Way { peer: [192, 0, 2, 1].into(), own: Some([192, 0, 2, 10].into()) }
+}
+
 pub fn change(desired: Desired, options: Options) -> Plan {
-    apply::change("test", Want::Whole(Box::new(desired)), options, Some([192, 0, 2, 1].into()), None)
+    apply::change("test", Want::Whole(Box::new(desired)), options, Some(manager()), None)
 }
 
 /// A host whose kernel has faults.
@@ -131,6 +135,101 @@ async fn what_worked_is_kept_if_that_was_asked_for_and_is_declared_from_then_on(
     assert!(shown.confirmed.desired.links.keys().all(|link| shown.now.links.contains_key(link)));
     assert_eq!(shown.drift, Vec::<String>::new(), "the record is what the kernel has");
     assert_eq!(life.operations.network_history(1).await.unwrap()[0].ending, Ending::Kept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_went_back_at_once_is_not_kept_and_what_was_declared_stays_declared() {
+    // Its first steps take the manager's bridge apart: then nothing may be kept.
+    let far = |via: &str| Route { via: Some(via.parse().unwrap()), ..Route::new(address("198.18.0.0/15")) };
+    let mut before = first();
+    before.routes.insert(far("192.0.2.1"));
+    let mut after = first();
+    let mut bridge = DesiredLink::new(Kind::Bridge(Bridge::default()));
+    bridge.ports.insert(name("eth0"));
+    bridge.addresses = Some(BTreeSet::from([address("192.0.2.10/24")]));
+    after.links.insert(name("mgmt"), bridge);
+    let mut old = DesiredLink::new(Kind::Bridge(Bridge::default()));
+    old.addresses = Some(BTreeSet::new());
+    after.links.insert(name("xenbr0"), old);
+    after.routes.insert(far("192.0.2.99"));
+    let via = Some("192.0.2.1".parse().unwrap());
+    after.routes.insert(Route { via, ..Route::new(address("0.0.0.0/0")) });
+    let mut rolled_back = 0;
+    for at in 1.. {
+        let (host, kernel) = house();
+        let life = Life::begin(&host).await;
+        life.good("network_apply", change(before.clone(), Options::default())).await;
+        let is_before = is(&kernel).await;
+        kernel.heal();
+        kernel.refuse_at.store(at, Ordering::SeqCst);
+        let options = Options { on_failure: OnFailure::Keep, ..Options::default() };
+        let record = life.run("network_apply", change(after.clone(), options)).await;
+        if record.state == JobState::Succeeded {
+            assert!(at > 6 && rolled_back > 2, "{rolled_back} of {at} steps");
+            break;
+        }
+        let shown = life.operations.network_show().await.unwrap();
+        assert_eq!(shown.drift, Vec::<String>::new(), "{at}");
+        if life.operations.network_history(1).await.unwrap()[0].ending == Ending::RolledBack {
+            assert_eq!((is(&kernel).await, shown.confirmed.desired), (is_before, before.clone()), "{at}");
+            rolled_back += 1;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_stopped_in_order_leaves_no_change_that_nobody_confirmed() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    life.good("network_apply", change(first(), Options::default())).await;
+    let before = is(&kernel).await;
+    let options = Options { confirm_within_s: Some(600), ..Options::default() };
+    let job = life.submit("network_apply", change(second(), options)).await;
+    seconds(5.0).await;
+    assert_ne!(is(&kernel).await, before);
+    life.engine.halt(Duration::from_secs(10)).await;
+    assert_eq!(is(&kernel).await, before, "also while no agent runs");
+    let store = life.crash().await;
+    let life = Life::on(&host, store, CancellationToken::new()).await;
+    let record = life.end(job).await;
+    assert_eq!(fault(&record), "INTERRUPTED");
+    assert_eq!(is(&kernel).await, before);
+    assert_told_and_acknowledged(&life).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clients_end_that_takes_its_lease_along_is_no_failure_of_the_change() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    let link = |dhcp: bool, addresses: &[&str]| {
+        let mut link = DesiredLink::new(Kind::Ethernet);
+        (link.dhcp, link.addresses) =
+            (dhcp, (!dhcp).then(|| addresses.iter().map(|one| address(one)).collect()));
+        Desired { links: [(name("eth2"), link)].into(), ..Desired::default() }
+    };
+    life.good("network_apply", change(link(true, &[]), Options::default())).await;
+    let leased = address("198.51.100.77/24");
+    kernel.inner.change(&Change::AddAddress { link: name("eth2"), address: leased }).await.unwrap();
+    let via = Some("198.51.100.1".parse().unwrap());
+    let route = Route { via, link: Some(name("eth2")), metric: 9, ..Route::new(address("0.0.0.0/0")) };
+    kernel.inner.change(&Change::AddRoute { route }).await.unwrap();
+    kernel.lease_ends_with_client.store(true, Ordering::SeqCst);
+    life.good("network_apply", change(link(false, &["203.0.113.5/24"]), Options::default())).await;
+    assert_eq!(is(&kernel).await.links[&name("eth2")].addresses, [address("203.0.113.5/24")].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_by_a_single_hop_is_what_the_kernel_makes_of_it() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    let before = is(&kernel).await;
+    let hop = Hop { via: Some("192.0.2.9".parse().unwrap()), link: name("xenbr0"), weight: 1, onlink: false };
+    let route = Route { hops: vec![hop], metric: 7, ..Route::new(address("0.0.0.0/0")) };
+    let desired = Desired { routes: [route].into(), ..Desired::default() };
+    life.good("network_apply", change(desired, Options::default())).await;
+    assert_eq!(life.operations.network_show().await.unwrap().drift, Vec::<String>::new());
+    life.good("network_apply", change(Desired::default(), Options::default())).await;
+    assert_eq!(is(&kernel).await, before);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 use crate::faulty::Faulty;
 use crate::house::*;
 use crate::network::{change, first, house, is, name};
-use dom0d::model::network::{Bridge, Change, Kind, NetworkView, Owner};
+use dom0d::model::network::{Address, Bond, BondMode, Bridge, Change, Kind, NetworkView, Owner, Route};
 use dom0d::network::{Desired, DesiredLink};
 use dom0d::operation::network::{Options, discover};
 use dom0d::sim::{Fate, Kind as Asked, Request, Rule};
@@ -74,6 +74,48 @@ async fn a_port_that_comes_long_after_the_boot_gets_what_is_declared_and_nothing
     life.quiet().await;
     assert_eq!(port_of(&kernel, "eth3").await, Some(name("br3")));
     assert_eq!(life.operations.network_show().await.unwrap().drift, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bond_whose_primary_port_is_dead_works_by_the_other_and_what_operators_do_meanwhile_stays() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    let mut desired = first();
+    let options = Bond { miimon_ms: 100, primary: Some(name("eth3")), ..Bond::new(BondMode::ActiveBackup) };
+    let mut bond = DesiredLink::new(Kind::Bond(options));
+    bond.ports = [name("eth2"), name("eth3")].into();
+    bond.addresses = Some([Address::parse("203.0.113.1/24").unwrap()].into());
+    desired.links.insert(name("bond0"), bond);
+    // By a gateway that only a card leads to which is not there.
+    let mut card = DesiredLink::new(Kind::Ethernet);
+    card.addresses = Some([Address::parse("10.1.1.1/24").unwrap()].into());
+    desired.links.insert(name("eth1"), card);
+    let via = Some("10.1.1.254".parse().unwrap());
+    desired.routes.insert(Route { via, ..Route::new(Address::parse("10.0.0.0/8").unwrap()) });
+    life.good("network_apply", change(desired, Options::default())).await;
+    let store = rebooted(life, &host).await;
+    kernel.hidden.lock().unwrap().extend([name("eth1"), name("eth3")]);
+    let life = again(&host, store).await;
+    life.quiet().await;
+    assert_eq!(port_of(&kernel, "eth2").await, Some(name("bond0")));
+    assert_eq!(life.events("network.restored").await.len(), 1, "as far as it can be");
+    // One card is gone for good, and the host is an operator's all the same.
+    kernel.inner.change(&Change::SetMtu { link: name("old"), mtu: 1300 }).await.unwrap();
+    host.world.set_link_owner(&name("old"), Some(Owner::NetworkManager)).await.unwrap();
+    seconds(4000.0).await;
+    life.quiet().await;
+    let restored =
+        life.events("network.restored").await.len() + life.events("network.left_alone").await.len();
+    assert_eq!(restored, 1, "nothing was done and nothing told again");
+    kernel.hidden.lock().unwrap().clear();
+    seconds(15.0).await;
+    life.quiet().await;
+    assert_eq!(port_of(&kernel, "eth3").await, Some(name("bond0")));
+    let now = is(&kernel).await;
+    assert!(now.routes.iter().any(|route| route.via == via), "{:?}", now.routes);
+    assert_eq!(now.links[&name("old")].mtu, 1300, "only what stands on the cards that came");
+    let Kind::Bond(bond) = &now.links[&name("bond0")].kind else { panic!() };
+    assert_eq!(bond.primary, Some(name("eth3")));
 }
 
 #[tokio::test(start_paused = true)]

@@ -369,7 +369,8 @@ impl Netlink {
     async fn delete_route(&self, route: &Route) -> Done {
         let family = family(route.to.ip);
         let missing = KernelError::Refused(Refused::NoSuchRoute);
-        for message in dump::routes(self, family).await? {
+        let all = dump::routes(self, family).await?;
+        for message in all.into_iter().filter(|message| dump::may_be(message, route)) {
             let Some(found) = self.named(&message, route).await? else { continue };
             if found.does(route) {
                 return Ok(self.order(RouteNetlinkMessage::DelRoute(message), 0).await??);

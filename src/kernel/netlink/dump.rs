@@ -218,8 +218,10 @@ pub(super) fn kind(message: &LinkMessage, names: &Names) -> Kind {
     }
 }
 
-/// The toolstack's name for the host's end of a guest's card: `vifDOMID.N` (xl-network-configuration(5)).
+/// The toolstack's name for the host's end of a guest's card: `vifDOMID.N`, and of the one that its device model emulates:
+/// `vifDOMID.N-emu` (xl-network-configuration(5)).
 fn is_vif(name: &str) -> bool {
+    let name = name.strip_suffix("-emu").unwrap_or(name);
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let numbers = name.strip_prefix("vif").and_then(|rest| rest.split_once('.'));
     numbers.is_some_and(|(domid, n)| digits(domid) && digits(n))
@@ -420,6 +422,23 @@ fn hop(message: &RouteNextHop, names: &Names) -> Option<Hop> {
         weight: u16::from(message.hops) + 1,
         onlink: message.flags.contains(RouteNextHopFlags::Onlink),
     })
+}
+
+/// Whether a route may be the one that is asked for, by what needs no link's name.
+pub(super) fn may_be(message: &RouteMessage, asked: &Route) -> bool {
+    let mut route = Route { table: u32::from(message.header.table), ..Route::new(asked.to) };
+    route.to.prefix = message.header.destination_prefix_length;
+    let mut to = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => route.table = *number,
+            RouteAttribute::Destination(one) => to = ip(one),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            _ => {}
+        }
+    }
+    let is_there = to.is_none_or(|to| to == asked.to.network().ip);
+    is_there && route.normal().is_rival(&asked.normal())
 }
 
 /// The numbers of the links that a route leads by.

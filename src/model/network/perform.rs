@@ -70,8 +70,12 @@ pub(super) fn on(ground: &mut Ground, change: &Change) -> Result<(), Refused> {
         }
         Change::SetBond { link, bond } => {
             let ports = !ground.ports(link).is_empty();
+            let has_primary = bond.primary.as_ref().is_none_or(|primary| ground.link(primary).is_some());
             let found = ground.link_mut(link)?;
             let Kind::Bond(old) = &found.kind else { return Err(Refused::NotSupported) };
+            if !has_primary {
+                return Err(Refused::NoSuchLink);
+            }
             // BOND_OPTFLAG_NOSLAVES and BOND_OPTFLAG_IFDOWN (drivers/net/bonding/bond_options.c).
             if old.mode != bond.mode && (ports || found.up) {
                 return Err(Refused::Busy);
@@ -154,7 +158,12 @@ fn create(
             made.vlans.insert(default_vlan());
         }
         // It has none until its first port brings one.
-        Kind::Bond(_) => made.mac = mac,
+        Kind::Bond(bond) => {
+            if bond.primary.as_ref().is_some_and(|primary| ground.link(primary).is_none()) {
+                return Err(Refused::NoSuchLink);
+            }
+            made.mac = mac;
+        }
         _ => {}
     }
     ground.insert(link.clone(), made);
@@ -439,11 +448,20 @@ fn delete_address(ground: &mut Ground, link: &IfName, address: Address) -> Resul
         end_routes(ground, link, |route| route.to.ip.is_ipv4());
     }
     if address.ip.is_ipv4() && ground.view().holder(address.ip).is_none() {
-        // Whose packets would have it (`fib_sync_down_addr`, net/ipv4/fib_semantics.c).
-        let of_it = |route: &&Route| route.source == Some(address.ip);
+        // Whose packets would have it (`fib_sync_down_addr`, net/ipv4/fib_semantics.c); in other tables they stay.
+        let of_it = |route: &&Route| route.source == Some(address.ip) && route.table == MAIN_TABLE;
         let gone: Vec<Route> = ground.view().routes.iter().filter(of_it).cloned().collect();
         for route in gone {
             ground.remove_route(&route);
+        }
+    }
+    if address.ip.is_ipv6() && ground.view().holder(address.ip).is_none() {
+        // IPv6 keeps them, without the source (`fib6_remove_prefsrc`, net/ipv6/route.c).
+        let of_it = |route: &&Route| route.source == Some(address.ip);
+        let changed: Vec<Route> = ground.view().routes.iter().filter(of_it).cloned().collect();
+        for route in changed {
+            ground.remove_route(&route);
+            ground.insert_route(Route { source: None, ..route });
         }
     }
     Ok(())

@@ -82,10 +82,16 @@ impl Route {
         }
     }
 
-    /// As the kernel keeps it: to a network, and for IPv6 with 1,024 for the metric 0 (IP6_RT_PRIO_USER).
+    /// As the kernel keeps it: to a network, for IPv6 with 1,024 for the metric 0 (IP6_RT_PRIO_USER), and a single hop as the
+    /// route's own way.
     pub fn normal(&self) -> Self {
         let metric = if self.metric == 0 && self.to.ip.is_ipv6() { 1024 } else { self.metric };
-        Self { to: self.to.network(), metric, ..self.clone() }
+        let mut normal = Self { to: self.to.network(), metric, ..self.clone() };
+        if let [hop] = self.hops.as_slice() {
+            (normal.via, normal.link, normal.onlink) = (hop.via, Some(hop.link.clone()), hop.onlink);
+            normal.hops.clear();
+        }
+        normal
     }
 
     /// Without what nobody needs to say of it.
@@ -112,12 +118,13 @@ impl Route {
         (self.to, self.metric, self.table) == (other.to, other.metric, other.table)
     }
 
-    /// Whether a route that there is does what is asked for: what is not asked for may be any.
+    /// Whether a route that there is does what is asked for. Of a gateway without a link, the link may be any; without both,
+    /// the way may be any.
     pub fn does(&self, asked: &Self) -> bool {
         let (is, asked) = (self.normal(), asked.normal());
         is.is_rival(&asked)
             && is.hops == asked.hops
-            && (asked.via.is_none() || is.via == asked.via)
+            && (is.via == asked.via || (asked.via.is_none() && asked.link.is_none()))
             && (asked.link.is_none() || is.link == asked.link)
             && (asked.source.is_none() || is.source == asked.source)
     }

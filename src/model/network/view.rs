@@ -212,6 +212,11 @@ impl Kind {
         )
     }
 
+    /// Links that others make and take away: a guest's card, a container's end, whatever we cannot make.
+    pub fn is_others(&self) -> bool {
+        matches!(self, Self::Vif | Self::Other { .. } | Self::Veth { peer: None })
+    }
+
     pub fn has_ports(&self) -> bool {
         matches!(self, Self::Bond(_) | Self::Bridge(_))
     }

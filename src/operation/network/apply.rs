@@ -7,13 +7,15 @@ use super::{
 };
 use crate::event::{Event, Severity};
 use crate::job::{JobFault, Outcome, StepContext, StepState};
-use crate::model::network::NetworkView;
+use crate::kernel::KernelError;
+use crate::model::network::{Change, NetworkView, Refused};
 use crate::model::{JobId, Timestamp};
-use crate::network::{Scope, differences, is_there, plan};
+use crate::network::{Scope, Way, differences, is_there, plan};
 use crate::operation::plan::Plan;
 use crate::operation::step::Step;
 use crate::store::Txn;
 use serde_json::json;
+
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -32,13 +34,7 @@ const LOST_AFTER: Duration = Duration::from_secs(15);
 
 /// A change of the network. `what`: for people.
 /// `answer`: what its caller is told when it holds.
-pub fn change(
-    what: &str,
-    want: Want,
-    options: Options,
-    caller: Option<IpAddr>,
-    answer: Option<String>,
-) -> Plan {
+pub fn change(what: &str, want: Want, options: Options, caller: Option<Way>, answer: Option<String>) -> Plan {
     let steps = vec![
         Step::NetworkSnapshot { want, options, caller },
         Step::NetworkApply {},
@@ -54,7 +50,7 @@ impl Operations {
         &self,
         want: &Want,
         options: Options,
-        caller: Option<IpAddr>,
+        caller: Option<Way>,
         context: &StepContext,
     ) -> Result<Outcome> {
         if let Some(open) = self.network_open().await?.filter(|open| open.job != context.job) {
@@ -67,7 +63,7 @@ impl Operations {
         let draft = self.network_draft(want, options, caller).await?;
         let boot_id = self.machine_boot_id().await?;
         let words = told(&draft.changes);
-        let Draft { before, after, now, aim, .. } = draft;
+        let Draft { before, after, now, aim, left_alone, .. } = draft;
         let began = Timestamp::now();
         let confirm_until = options.confirm_within_s.map(|within_s| Timestamp(began.0 + within_s * 1000));
         let after = Confirmed { job: Some(context.job), changed: Some(began), ..after };
@@ -83,6 +79,10 @@ impl Operations {
             confirm_until,
             caller,
             applied: false,
+            by: context.caller.clone(),
+            verb: context.verb.clone(),
+            why: None,
+            left_alone,
             told_after: None,
             blocked_after: None,
         };
@@ -142,11 +142,11 @@ impl Operations {
             return Err(rebooted());
         }
         let scope = open.scope();
-        let reached = self.reaches(open.caller).await;
+        let reached = self.reaches(open.caller.map(|way| way.peer)).await;
         let done = self.lead_to(&open.aim, &scope, Some(context)).await?;
         self.verify(&open.aim, &scope).await?;
         if reached {
-            self.verify_reach(open).await?;
+            self.verify_reach(open, context).await?;
         }
         tracing::info!(job = %context.job, changes = done, "the network was changed");
         Ok(())
@@ -173,13 +173,21 @@ impl Operations {
                     if context.cancelled.is_cancelled() {
                         return Err(JobFault::new("CANCELLED", "cancelled"));
                     }
+                    if context.engine.is_stopping() {
+                        return Err(stopping());
+                    }
                     context.progress(u8::try_from(100 * before / count).unwrap_or(100));
                 }
-                if let Err(stopped) = self.change_network(part).await {
-                    let fault = kernel_fault(&stopped.error);
-                    let (number, change) = (before + stopped.done + 1, &part[stopped.done]);
-                    let text = format!("step {number} of {count}, {change}: {}", fault.text);
-                    return Err(JobFault::new(fault.name, text));
+                let mut left = part;
+                while let Err(stopped) = self.change_network(left).await {
+                    let (number, change) =
+                        (before + part.len() - left.len() + stopped.done + 1, &left[stopped.done]);
+                    if !is_gone_already(change, &stopped.error) {
+                        let fault = kernel_fault(&stopped.error);
+                        let text = format!("step {number} of {count}, {change}: {}", fault.text);
+                        return Err(JobFault::new(fault.name, text));
+                    }
+                    left = &left[stopped.done + 1..];
                 }
                 done += part.len();
             }
@@ -214,22 +222,26 @@ impl Operations {
     }
 
     /// Whoever is cut off is so no longer than the change may stay without a word.
-    async fn verify_reach(&self, open: &Open) -> Result<()> {
+    async fn verify_reach(&self, open: &Open, context: &StepContext) -> Result<()> {
         let end = Instant::now()
             + open.options.confirm_within_s.map_or(LOST_AFTER, Duration::from_secs).min(LOST_AFTER);
-        while !self.reaches(open.caller).await {
+        while !self.reaches(open.caller.map(|way| way.peer)).await {
             if Instant::now() >= end {
-                let who = open.caller.map_or_else(String::new, |ip| ip.to_string());
+                let who = open.caller.map_or_else(String::new, |way| way.peer.to_string());
                 let text =
                     format!("{who}, who asked for the change, was reached before it and is not any more");
                 return Err(JobFault::new("MANAGEMENT_LOST", text));
+            }
+            if context.engine.is_stopping() {
+                return Err(stopping());
             }
             tokio::time::sleep(VERIFY_PAUSE).await;
         }
         Ok(())
     }
 
-    /// Waits for the word that the change is good. Before its time is up, also across the agent's death.
+    /// Waits for the word that the change is good. An agent that stops or dies meanwhile takes the change back: nobody else
+    /// would, at its deadline.
     pub(in crate::operation) async fn network_confirm_step(&self, context: &StepContext) -> Result<Outcome> {
         let open = self.open_change(context.job).await?;
         let heard = self.await_word(&open, context).await;
@@ -256,6 +268,7 @@ impl Operations {
             tokio::select! {
                 () = heard => {}
                 () = context.cancelled.cancelled() => return Err(JobFault::new("CANCELLED", "cancelled")),
+                () = context.engine.stopping() => return Err(stopping()),
                 () = tokio::time::sleep_until(end) => return self.last_word(open, context).await,
             }
         }
@@ -337,6 +350,19 @@ impl Operations {
         writes.set_importance(crate::store::Importance::Essential);
         Ok(())
     }
+}
+
+/// What a change before took with it: the address and the routes of a lease go with the DHCP client that had them.
+fn is_gone_already(change: &Change, error: &KernelError) -> bool {
+    matches!(
+        (change, error),
+        (Change::DeleteAddress { .. }, KernelError::Refused(Refused::NoSuchAddress))
+            | (Change::DeleteRoute { .. }, KernelError::Refused(Refused::NoSuchRoute))
+    )
+}
+
+fn stopping() -> JobFault {
+    JobFault::new("INTERRUPTED", "the agent stopped before the change was confirmed")
 }
 
 pub(super) fn rebooted() -> JobFault {

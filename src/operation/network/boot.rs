@@ -4,9 +4,10 @@
 //! not keep a host from being reached. The host's boot waits for it, since VMs need their bridges, and goes on however it
 //! ended: those that lack their bridge fail for themselves.
 //!
-//! A boot is *done* when all that is declared is there; its number is written then. Until that, [`super::look`] has it tried
-//! again: every while, and at once when a port comes that was missing (a card whose driver is slow). An agent that starts
-//! again within a boot that is done touches nothing: what is different then was done from outside, and is told as drift.
+//! A boot is *done* when what can be is there; what was missing then is written with it. A restore that was refused is tried
+//! again by [`super::look`]; and when a port comes that was missing (a card whose driver is slow), what stands on it is
+//! carried out. An agent that starts again within a boot that is done touches nothing: what is different then was done from
+//! outside, and is told as drift.
 
 use super::{Confirmed, Desired, Operations, Result, kernel_fault, locks, store_fault, told};
 use crate::event::{Event, Severity};
@@ -18,10 +19,32 @@ use crate::network::{Scope, aim, plan};
 use crate::operation::plan::Plan;
 use crate::operation::step::Step;
 use crate::store::{Table, Txn};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// The boot in which all that is declared was last carried out.
-const DONE: Table<String> = Table::new("network_boot", 1);
+/// How far what is declared was carried out after a boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Done {
+    boot_id: String,
+    /// Ports that were not there.
+    missing: BTreeSet<IfName>,
+    /// Links that another service of the host had: told once.
+    left_alone: BTreeSet<IfName>,
+}
+
+const DONE: Table<Done> = Table::new("network_boot", 1);
+
+/// What is still to be carried out in this boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lack {
+    Nothing,
+    /// Only what stands on ports that are not there.
+    Ports,
+    /// One of those has come.
+    Arrived,
+    /// The restore has not ended well.
+    All,
+}
 
 /// Carries out a rollback that was blocked, and what is declared.
 pub fn restore() -> Plan {
@@ -43,14 +66,30 @@ pub(super) fn missing(declared: &Desired, now: &NetworkView) -> BTreeSet<IfName>
 
 /// The network of this boot is as declared.
 pub(super) fn put_done(writes: &mut Txn, boot_id: &str) {
-    writes.put(&DONE, HOST_KEY, &boot_id.to_owned());
+    writes.put(&DONE, HOST_KEY, &Done { boot_id: boot_id.to_owned(), ..Done::default() });
 }
 
 impl Operations {
-    /// Whether what is declared has been carried out since the host's boot, or nothing is.
-    pub(super) async fn is_boot_done(&self, boot_id: &str) -> Result<bool> {
+    async fn done_in(&self, boot_id: &str) -> Result<Option<Done>> {
         let done = self.store.get(&DONE, HOST_KEY).await.map_err(|e| store_fault(&e))?;
-        Ok(done.as_deref() == Some(boot_id) || self.network_confirmed().await? == Confirmed::default())
+        Ok(done.filter(|done| done.boot_id == boot_id))
+    }
+
+    /// Whether what is declared has been carried out since the host's boot, or nothing is.
+    async fn is_boot_done(&self, boot_id: &str) -> Result<bool> {
+        Ok(self.done_in(boot_id).await?.is_some() || self.network_confirmed().await? == Confirmed::default())
+    }
+
+    /// Whether there is something to carry out: the boot is not done, or a port has come that was missing.
+    pub(super) async fn boot_lacks(&self, now: &NetworkView) -> Result<Lack> {
+        let boot_id = self.machine_boot_id().await?;
+        match self.done_in(&boot_id).await? {
+            Some(done) if done.missing.is_empty() => Ok(Lack::Nothing),
+            Some(done) if done.missing.iter().any(|link| now.links.contains_key(link)) => Ok(Lack::Arrived),
+            Some(_) => Ok(Lack::Ports),
+            None if self.is_boot_done(&boot_id).await? => Ok(Lack::Nothing),
+            None => Ok(Lack::All),
+        }
     }
 
     fn boot_job(&self, boot_id: &str, caller: &str) -> Submission {
@@ -101,7 +140,6 @@ impl Operations {
         let mut outcome = Outcome::done();
         outcome.writes.set_importance(crate::store::Importance::Essential);
         let boot_id = self.machine_boot_id().await?;
-        let was_done = self.is_boot_done(&boot_id).await?;
         if let Some(open) = self.network_open().await? {
             if let Err(fault) = self.roll_back(&open).await {
                 self.tell_blocked(open, &fault).await;
@@ -109,28 +147,42 @@ impl Operations {
             }
             let failed = self.told(&open, super::restore::FAILED).await?;
             self.discover_below(&open, failed, context).await;
-            self.close_failed(&open, false, None, context, &mut outcome.writes).await?;
+            self.close_failed(&open, false, context, &mut outcome.writes).await?;
             let text = format!("the rollback of job {} is done", open.job);
             Event::new("network.restored", Severity::Info, "network", text)
                 .with_job(context.job)
                 .append_to(&mut outcome.writes);
         }
-        if !was_done {
-            self.carry_out(&boot_id, context, &mut outcome.writes).await?;
+        let done = self.done_in(&boot_id).await?;
+        if done.as_ref().is_none_or(|done| !done.missing.is_empty()) {
+            self.carry_out(&boot_id, done.unwrap_or_default(), context, &mut outcome.writes).await?;
         }
         Ok(outcome)
     }
 
-    /// All that is declared, as far as its ports are there and no other service has them.
-    async fn carry_out(&self, boot_id: &str, context: &StepContext, writes: &mut Txn) -> Result<()> {
+    /// All that is declared, as far as its ports are there and no other service has them; of a boot that is done, what stands
+    /// on the ports that have come since.
+    async fn carry_out(
+        &self,
+        boot_id: &str,
+        before: Done,
+        context: &StepContext,
+        writes: &mut Txn,
+    ) -> Result<()> {
         let declared = self.network_confirmed().await?.desired;
         let now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
         let owners = self.kernel.owners().await.map_err(|e| kernel_fault(&e))?;
+        let target = aim(&now, &declared, &declared);
         let mut scope = Scope::of(&declared, &declared, &now);
-        let others = scope.links.iter().filter_map(|link| Some((link, owners.get(link)?)));
-        let others: Vec<String> = others.map(|(link, owner)| format!("{link} ({owner})")).collect();
-        scope.links.retain(|link| !owners.contains_key(link));
-        let changes = told(plan(&now, &aim(&now, &declared, &declared), &scope));
+        let left_alone: BTreeSet<IfName> =
+            scope.links.iter().filter(|link| owners.contains_key(*link)).cloned().collect();
+        scope = scope.without(&left_alone, &target);
+        if before.boot_id == boot_id {
+            let arrived =
+                before.missing.iter().filter(|link| now.links.contains_key(*link)).cloned().collect();
+            scope = scope.above(&arrived, &target);
+        }
+        let changes = told(plan(&now, &target, &scope));
         if !changes.is_empty() {
             self.try_for(&declared, None, &scope).await?;
             let text = format!("the network was brought to what is declared: {}", changes.join("; "));
@@ -138,18 +190,21 @@ impl Operations {
                 .with_job(context.job)
                 .append_to(writes);
         }
-        if !others.is_empty() {
+        if !left_alone.is_subset(&before.left_alone) {
+            let words: Vec<String> = left_alone
+                .iter()
+                .filter_map(|link| Some(format!("{link} ({})", owners.get(link)?)))
+                .collect();
             let text = format!(
                 "declared links are left alone, since another service of the host has them now: {}",
-                others.join(", ")
+                words.join(", ")
             );
             Event::new("network.left_alone", Severity::Warning, "network", text)
                 .with_job(context.job)
                 .append_to(writes);
         }
-        if missing(&declared, &now).is_empty() {
-            put_done(writes, boot_id);
-        }
+        let done = Done { boot_id: boot_id.to_owned(), missing: missing(&declared, &now), left_alone };
+        writes.put(&DONE, HOST_KEY, &done);
         Ok(())
     }
 }

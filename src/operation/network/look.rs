@@ -5,16 +5,16 @@
 //! its word, what is there then is where the next look begins. Many notices melt into one look (the kernel's bell does), and a look is made at
 //! most every [`PAUSE`].
 
+use super::boot::Lack;
 use super::{LOCK, OPEN, Operations, told};
 use crate::event::{Event, Severity};
 use crate::host::record::HOST_KEY;
 use crate::job::Options as JobOptions;
 use crate::model::network::{Kind, NetworkView};
-use crate::model::{EventNumber, IfName, Timestamp};
+use crate::model::{EventNumber, Timestamp};
 use crate::network::{Observation, Watching};
 use crate::store::{StoreError, Table, Txn};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -54,8 +54,8 @@ struct Look {
     next_try: Option<(Instant, Duration)>,
     /// What is declared has been carried out in this boot.
     boot_done: bool,
-    /// Declared ports that were not there at the last look, while it has not.
-    missing: BTreeSet<IfName>,
+    /// What was lacking at the last look.
+    lack: Lack,
 }
 
 /// Looks until `stop`.
@@ -69,7 +69,7 @@ pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
         alert: None,
         next_try: None,
         boot_done: false,
-        missing: BTreeSet::new(),
+        lack: Lack::Nothing,
     };
     let mut deaf = false;
     loop {
@@ -147,7 +147,8 @@ impl Look {
         if !matches!(self.operations.network_open().await, Ok(None)) {
             return;
         }
-        let words = told(super::show::drift(now, &confirmed));
+        let Ok(owners) = self.operations.kernel.owners().await else { return };
+        let words = told(super::show::drift(now, &confirmed, &owners));
         if let Err(error) = self.tell_drift(words).await {
             tracing::warn!(%error, "what is to be told of drift was not written");
         }
@@ -210,25 +211,18 @@ impl Look {
         }
     }
 
-    /// Whether the boot is not done, and something can be done about it: not while all that is lacking are ports. One that
-    /// came is taken at once.
+    /// Whether the boot's restore is to be run. A port that came is taken at once.
     async fn boot_lacks(&mut self, now: &NetworkView) -> bool {
         if self.boot_done {
             return false;
         }
-        let Ok(boot_id) = self.operations.machine_boot_id().await else { return false };
-        let (Ok(done), Ok(confirmed)) =
-            (self.operations.is_boot_done(&boot_id).await, self.operations.network_confirmed().await)
-        else {
-            return false;
-        };
-        self.boot_done = done;
-        let missing = super::boot::missing(&confirmed.desired, now);
-        if !self.missing.is_subset(&missing) {
+        let Ok(lack) = self.operations.boot_lacks(now).await else { return false };
+        self.boot_done = lack == Lack::Nothing;
+        if lack == Lack::Arrived && self.lack != Lack::Arrived {
             self.next_try = None;
         }
-        self.missing = missing;
-        !done && (self.missing.is_empty() || !super::show::drift(now, &confirmed).is_empty())
+        self.lack = lack;
+        matches!(lack, Lack::All | Lack::Arrived)
     }
 }
 

@@ -34,12 +34,11 @@ use crate::kernel::Stopped;
 use crate::model::network::{Change, NetworkView};
 use crate::model::{EventNumber, IfName, JobId, Timestamp};
 use crate::network::ask::Ask;
-use crate::network::{Desired, Problem, Scope};
+use crate::network::{Desired, Problem, Scope, Way};
 use crate::store::{StoreError, Table};
 use document::{Part, read_document};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -122,9 +121,20 @@ pub struct Open {
     /// Until when it must be confirmed.
     pub confirm_until: Option<Timestamp>,
     /// Who must stay reachable.
-    pub caller: Option<IpAddr>,
+    pub caller: Option<Way>,
     /// All of it is done and verified.
     pub applied: bool,
+    /// Who asked, by which verb.
+    #[serde(default)]
+    pub by: String,
+    #[serde(default)]
+    pub verb: String,
+    /// Why it does not hold.
+    #[serde(default)]
+    pub why: Option<String>,
+    /// Links of it that another service of the host has.
+    #[serde(default)]
+    pub left_alone: BTreeSet<IfName>,
     /// The event that tells of its failure is the first such after this one.
     #[serde(default)]
     pub told_after: Option<EventNumber>,
@@ -136,6 +146,17 @@ pub struct Open {
 impl Open {
     pub fn scope(&self) -> Scope {
         Scope::of(&self.before.desired, &self.after.desired, &self.snapshot)
+            .without(&self.left_alone, &self.aim)
+    }
+
+    /// For people and programs.
+    pub fn state(&self) -> &'static str {
+        match (self.blocked_after, self.told_after, self.applied) {
+            (Some(_), ..) => "rollback_blocked",
+            (None, Some(_), _) => "rolling_back",
+            (None, None, true) if self.confirm_until.is_some() => "waits_for_confirmation",
+            _ => "applying",
+        }
     }
 }
 
@@ -173,6 +194,7 @@ pub struct Draft {
     pub now: NetworkView,
     pub aim: NetworkView,
     pub scope: Scope,
+    pub left_alone: BTreeSet<IfName>,
     pub changes: Vec<Change>,
 }
 
@@ -218,12 +240,7 @@ impl Operations {
     }
 
     /// What the change would do to the network as it is now; refused if it cannot be, or must not.
-    pub async fn network_draft(
-        &self,
-        want: &Want,
-        options: Options,
-        caller: Option<IpAddr>,
-    ) -> Result<Draft> {
+    pub async fn network_draft(&self, want: &Want, options: Options, caller: Option<Way>) -> Result<Draft> {
         let before = self.network_confirmed().await?;
         let now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
         let owners = self.kernel.owners().await.map_err(|e| kernel_fault(&e))?;
@@ -242,17 +259,20 @@ impl Operations {
             return Err(invalid(&problems));
         }
         let aim = crate::network::aim(&now, &before.desired, &after.desired);
-        let scope = Scope::of(&before.desired, &after.desired, &now);
+        // Those that were declared before somebody else took them: no others get past `validate`.
+        let left_alone: BTreeSet<IfName> =
+            after.desired.links.keys().filter(|link| owners.contains_key(*link)).cloned().collect();
+        let scope = Scope::of(&before.desired, &after.desired, &now).without(&left_alone, &aim);
         let changes = crate::network::plan(&now, &aim, &scope);
         let declared = &after.desired.links;
         after.meta.retain(|link, _| aim.links.contains_key(link) || declared.contains_key(link));
         if !options.may_cut_management
             && !changes.is_empty()
-            && let Some(problem) = self.cut_off(&before, &now, &aim, caller)
+            && let Some(problem) = self.cut_off((&before, &after), &now, &aim, caller)
         {
             return Err(invalid(&[problem]));
         }
-        Ok(Draft { before, after, now, aim, scope, changes })
+        Ok(Draft { before, after, now, aim, scope, left_alone, changes })
     }
 
     /// The one way to the kernel, so that [`look`] knows what was our doing.
@@ -263,21 +283,24 @@ impl Operations {
         done
     }
 
-    /// Whether a network takes away what the other one is reached by.
+    /// Whether a network takes away what the other one is reached by. `declared`: before and after.
     fn cut_off(
         &self,
-        before: &Confirmed,
+        (before, after): (&Confirmed, &Confirmed),
         now: &NetworkView,
         then: &NetworkView,
-        caller: Option<IpAddr>,
+        caller: Option<Way>,
     ) -> Option<Problem> {
         let is_theirs = |network: &&crate::network::LogicalNetwork| {
             network.roles.contains(&crate::network::Role::Management)
         };
+        let link =
+            |all: &Confirmed| all.desired.networks.values().find(is_theirs).map(|one| one.link.clone());
         let management = crate::network::Management {
-            ip: caller.and_then(|peer| crate::network::way_in(now, peer)),
-            peer: caller,
-            link: before.desired.networks.values().find(is_theirs).map(|network| network.link.clone()),
+            ip: caller.and_then(|way| way.own.or_else(|| crate::network::way_in(now, way.peer))),
+            peer: caller.map(|way| way.peer),
+            link: link(before),
+            next: link(after),
         };
         let cuts = crate::network::cuts_management(now, then, &management);
         cuts.or_else(|| crate::network::cuts_all(now, then))

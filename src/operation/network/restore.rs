@@ -11,6 +11,7 @@ use crate::model::network::NetworkView;
 use crate::model::{EventNumber, JobId, Timestamp};
 use crate::network::{Desired, Scope, aim, back, is_there, plan};
 use crate::store::Txn;
+use std::sync::PoisonError;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -28,10 +29,12 @@ impl Operations {
     pub(in crate::operation) async fn undo_network(&self, context: &StepContext) -> Result<Outcome> {
         let Some(mut open) = self.network_of(context.job).await? else { return Ok(Outcome::done()) };
         let why = self.why_failed(context.job).await;
+        open.why = Some(why.clone());
         let text = format!("the change of the network by job {} failed: {why}", context.job);
         // A log that cannot be written keeps nobody cut off: first the way back, then the complaint.
         let told = self.tell(&mut open, FAILED, Severity::Error, text).await;
-        let kept = self.is_kept(&open, &why).await;
+        let went_back = *self.network_back.lock().unwrap_or_else(PoisonError::into_inner) == Some(open.job);
+        let kept = !went_back && self.is_kept(&open, &why).await;
         let back = if kept { Ok(()) } else { self.roll_back(&open).await };
         self.discover_below(&open, Some(told?), context).await;
         if let Err(fault) = back {
@@ -39,7 +42,7 @@ impl Operations {
             return Err(fault);
         }
         let mut outcome = Outcome::done();
-        self.close_failed(&open, kept, Some(why), context, &mut outcome.writes).await?;
+        self.close_failed(&open, kept, context, &mut outcome.writes).await?;
         Ok(outcome)
     }
 
@@ -81,8 +84,12 @@ impl Operations {
             return false;
         }
         let Ok(now) = self.kernel.network().await else { return false };
+        if is_there(&now, &open.snapshot, &open.scope()) {
+            // Nothing of it is left to be kept.
+            return false;
+        }
         open.options.may_cut_management
-            || self.cut_off(&open.before, &open.snapshot, &now, open.caller).is_none()
+            || self.cut_off((&open.before, &open.after), &open.snapshot, &now, open.caller).is_none()
     }
 
     async fn why_failed(&self, job: JobId) -> String {
@@ -100,6 +107,7 @@ impl Operations {
         if self.is_kept(open, &fault.name).await {
             return;
         }
+        *self.network_back.lock().unwrap_or_else(PoisonError::into_inner) = Some(open.job);
         let (declared, scope) = (&open.before.desired, open.scope());
         let snapshot = (!self.has_rebooted(open).await.unwrap_or(true)).then_some(&open.snapshot);
         match self.once(declared, snapshot, &scope).await {
@@ -185,11 +193,9 @@ impl Operations {
     /// Once, and acknowledged when it is over.
     pub(super) async fn tell_blocked(&self, mut open: Open, fault: &JobFault) {
         let text = format!(
-            "the rollback of job {} is blocked ({}); it is tried again every {} s and at the next start, and no other \
+            "the rollback of job {} is blocked ({}); it is tried again and again, and at the next start, and no other \
              change of the network is begun before",
-            open.job,
-            fault.text,
-            super::look::RETRY.as_secs()
+            open.job, fault.text,
         );
         if let Err(fault) = self.tell(&mut open, BLOCKED, Severity::Critical, text).await {
             tracing::error!(%fault, "a blocked rollback was not told");
@@ -200,7 +206,6 @@ impl Operations {
         &self,
         open: &Open,
         kept: bool,
-        why: Option<String>,
         context: &StepContext,
         writes: &mut Txn,
     ) -> Result<()> {
@@ -223,11 +228,11 @@ impl Operations {
         let past = Past {
             at: Timestamp::now(),
             job: open.job,
-            caller: context.caller.clone(),
-            verb: context.verb.clone(),
+            caller: open.by.clone(),
+            verb: open.verb.clone(),
             ending,
             changes: told(plan(&open.snapshot, &open.aim, &open.scope())),
-            why,
+            why: open.why.clone(),
         };
         writes.append(&PAST, &past);
         Ok(())

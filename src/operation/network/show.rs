@@ -39,7 +39,7 @@ impl Operations {
         let neighbours = self.kernel.neighbours().await.map_err(|e| kernel_fault(&e))?;
         let owners = self.kernel.owners().await.map_err(|e| kernel_fault(&e))?;
         let (confirmed, open) = (self.network_confirmed().await?, self.network_open().await?);
-        let drift = if open.is_some() { Vec::new() } else { super::told(drift(&now, &confirmed)) };
+        let drift = if open.is_some() { Vec::new() } else { super::told(drift(&now, &confirmed, &owners)) };
         Ok(Shown { now, neighbours, confirmed, owners, open, drift })
     }
 
@@ -86,10 +86,16 @@ impl Operations {
     }
 }
 
-/// What would bring the kernel to the declaration.
-pub(super) fn drift(now: &NetworkView, confirmed: &Confirmed) -> Vec<crate::model::network::Change> {
+/// What would bring the kernel to the declaration; but for links that another service has taken since.
+pub(super) fn drift(
+    now: &NetworkView,
+    confirmed: &Confirmed,
+    owners: &BTreeMap<IfName, Owner>,
+) -> Vec<crate::model::network::Change> {
     let declared = &confirmed.desired;
-    plan(now, &aim(now, declared, declared), &Scope::of(declared, declared, now))
+    let target = aim(now, declared, declared);
+    let others = owners.keys().cloned().collect();
+    plan(now, &target, &Scope::of(declared, declared, now).without(&others, &target))
 }
 
 fn waits_for_word(record: &JobRecord) -> bool {
