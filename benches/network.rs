@@ -1,20 +1,31 @@
-//! What the network costs: planning, discovery beside the bare netlink dump, and 500 bridges beside `ip -batch`:
+//! What the network costs: planning, discovery beside the bare netlink dump, 500 bridges beside `ip -batch`, and the way back:
 //! `cargo bench --bench network` (as root, in network namespaces of its own).
 //!
 //! What is compared with something is measured beside it in the same run, in turns; medians are told.
 #![allow(clippy::unwrap_used, reason = "a bench: a failure shall stop it")]
 #![allow(clippy::explicit_write, reason = "println is for what must never print")]
 
+use dom0d::config::Settings;
+use dom0d::event::Query;
+use dom0d::host::HostRecord;
+use dom0d::job::{Engine, JobRecord, JobState, Options as JobOptions};
 use dom0d::kernel::Kernel;
 use dom0d::kernel::linux::LinuxKernel;
-use dom0d::model::IfName;
+use dom0d::machine::sim::SimMachine;
 use dom0d::model::network::{Address, Bridge, Change, Kind, LinkView, NetworkView, VlanId};
-use dom0d::network::{Desired, DesiredLink, Scope, aim, is_there, plan, validate};
+use dom0d::model::{IfName, JobId, SafePath};
+use dom0d::network::{Desired, DesiredLink, Scope, aim, plan, validate};
+use dom0d::operation::network::{Options, Want, apply};
+use dom0d::operation::{Access, Operations, Worlds};
+use dom0d::sim;
+use dom0d::store::{self, Store};
+use dom0d::xen::sim::SimToolstack;
 use futures_util::TryStreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 5;
@@ -28,6 +39,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(discovery());
     runtime.block_on(bridges());
+    runtime.block_on(failures());
 }
 
 fn say(line: &str) {
@@ -159,22 +171,18 @@ async fn bare_dump(handle: &rtnetlink::Handle) -> usize {
     links.len()
 }
 
-/// 500 bridges, each with a veth for a port: made and verified as a change is, and by `ip -batch`.
+/// 500 bridges, each with a veth for a port: as one change of the daemon, on disk before and after, and by `ip -batch`.
 async fn bridges() {
     const BRIDGES: usize = 500;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let own = Own::new();
         own.ip(&veths(BRIDGES));
-        let mut desired = Desired::default();
-        for n in 0..BRIDGES {
-            let mut bridge = DesiredLink::new(Kind::Bridge(Bridge::default()));
-            bridge.ports.insert(name(&format!("v{n}")));
-            desired.links.insert(name(&format!("b{n}")), bridge);
-        }
+        let agent = Agent::begin(&own).await;
         let began = Instant::now();
-        apply(&own.kernel, &desired).await;
+        let record = agent.change(over_veths(BRIDGES)).await;
         ours.push(began.elapsed());
+        assert_eq!(record.state, JobState::Succeeded, "{:?}", record.fault);
         let own = Own::new();
         own.ip(&veths(BRIDGES));
         let lines: Vec<String> = (0..BRIDGES)
@@ -190,24 +198,103 @@ async fn bridges() {
     }
     let (ours, theirs) = (median(ours), median(theirs));
     say(&format!(
-        "{BRIDGES} bridges, each with a port, read, planned, done and verified: {:.0} ms, ip -batch {:.0} ms: {:.2} times (bar 1.5)",
+        "{BRIDGES} bridges, each with a port, as one journalled change, verified: {:.0} ms, ip -batch {:.0} ms: {:.2} times (bar 1.5)",
         ours.as_secs_f64() * 1e3,
         theirs.as_secs_f64() * 1e3,
         ours.as_secs_f64() / theirs.as_secs_f64()
     ));
 }
 
-fn veths(count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("link add v{n} type veth peer name p{n}")).collect()
+/// A change of 40 steps that the kernel refuses at one of them: from its submission until it is rolled back, discovered and
+/// acknowledged.
+async fn failures() {
+    const BRIDGES: usize = 10;
+    let own = Own::new();
+    own.ip(&veths(BRIDGES));
+    let agent = Agent::begin(&own).await;
+    let mut times = Vec::new();
+    for round in 0..100 {
+        // A bridge that cannot be made, since the name is another link's second one.
+        let taken = round % BRIDGES;
+        own.ip(&[format!("link property add dev p0 altname b{taken}")]);
+        let began = Instant::now();
+        let record = agent.change(over_veths(BRIDGES)).await;
+        times.push(began.elapsed());
+        assert_eq!(record.state, JobState::Failed);
+        let unacknowledged = Query { unacknowledged: true, limit: 9, ..Query::default() };
+        let open = agent.operations.events.list(&unacknowledged).await.unwrap().events;
+        assert!(open.iter().all(|(_, event)| event.kind != "network.operation_failed"), "{open:?}");
+        own.ip(&[format!("link property del dev p0 altname b{taken}")]);
+    }
+    times.sort();
+    say(&format!(
+        "failed at one of 40 steps, rolled back, discovered, acknowledged: median {:.0} ms, p99 {:.0} ms, worst of 100 {:.0} ms (bar 2,000 ms)",
+        times[49].as_secs_f64() * 1e3,
+        times[98].as_secs_f64() * 1e3,
+        times[99].as_secs_f64() * 1e3
+    ));
 }
 
-/// What a change does between its snapshot and its confirmation.
-async fn apply(kernel: &LinuxKernel, desired: &Desired) {
-    let before = Desired::default();
-    let now = kernel.network().await.unwrap();
-    assert_eq!(validate(desired, &before, &now, &BTreeMap::new()), []);
-    let aim = aim(&now, &before, desired);
-    let scope = Scope::of(&before, desired, &now);
-    kernel.change_all(&plan(&now, &aim, &scope)).await.unwrap();
-    assert!(is_there(&kernel.network().await.unwrap(), &aim, &scope));
+/// The daemon's operations and jobs with their store on disk, on the kernel of one namespace.
+struct Agent {
+    operations: Arc<Operations>,
+    engine: Engine,
+    _folder: tempfile::TempDir,
+}
+
+struct NoAccess;
+
+impl Access for NoAccess {
+    fn policy_changed(&self, _: Option<&str>, _: &HostRecord) {}
+
+    fn renew_certificate(&self, _: bool) -> Result<bool, String> {
+        Ok(true)
+    }
+}
+
+impl Agent {
+    async fn begin(own: &Own) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Arc::new(Settings::default());
+        let world = sim::Handle::in_process(sim::Options::default());
+        let limit = Duration::from_secs(10);
+        let worlds = Worlds {
+            toolstack: Arc::new(SimToolstack::new(world.clone(), limit)),
+            machine: Arc::new(SimMachine::new(world, limit)),
+            kernel: Arc::new(own.kernel.clone()),
+        };
+        let store = Store::open(store::Options::new(folder.path())).unwrap().store;
+        let path = SafePath::parse(folder.path().to_str().unwrap()).unwrap();
+        let operations =
+            Operations::load(store.clone(), worlds, Arc::clone(&settings), Arc::new(NoAccess), path)
+                .await
+                .unwrap();
+        let executor = Arc::clone(&operations) as _;
+        let engine = Engine::open(store, executor, settings.jobs.clone(), JobId(0)).await.unwrap();
+        operations.join_engine(engine.clone());
+        Self { operations, engine, _folder: folder }
+    }
+
+    async fn change(&self, desired: Desired) -> Arc<JobRecord> {
+        let want = Want::Whole(Box::new(desired));
+        let plan = apply::change("bench", want, Options::default(), None, None);
+        let submission = self.operations.submission("network_apply", "bench", plan, JobOptions::default());
+        let job = self.engine.submit(submission).await.unwrap();
+        self.engine.wait(job, Duration::from_secs(60)).await.unwrap().unwrap()
+    }
+}
+
+/// A bridge on each of them.
+fn over_veths(count: usize) -> Desired {
+    let mut desired = Desired::default();
+    for n in 0..count {
+        let mut bridge = DesiredLink::new(Kind::Bridge(Bridge::default()));
+        bridge.ports.insert(name(&format!("v{n}")));
+        desired.links.insert(name(&format!("b{n}")), bridge);
+    }
+    desired
+}
+
+fn veths(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("link add v{n} type veth peer name p{n}")).collect()
 }

@@ -1,5 +1,5 @@
 //! The kernel's network, as one trait: what there is ([`NetworkView`]), what passes, whose it is, what the hardware tells,
-//! and one change at a time. `linux` speaks netlink, sysfs and ethtool in the network namespace we run in (or in another
+//! and changes, one after another. `linux` speaks netlink, sysfs and ethtool in the network namespace we run in (or in another
 //! one, by a handle), `sim` to the simulated world. Both pass one contract (`tests/contract`).
 //!
 //! It plans nothing and undoes nothing: that is the matter of `network` and `operation`.

@@ -350,7 +350,7 @@ impl Edit<'_> {
             self.now.routes.iter().filter(|is| by(is) && (!dhcp || declared(is))).cloned().collect();
         self.drop_routes_by(from);
         for mut route in moved {
-            route.protocol = 0;
+            (route.protocol, route.rest) = (0, Vec::new());
             let links = route.link.iter_mut().chain(route.hops.iter_mut().map(|hop| &mut hop.link));
             links.filter(|link| *link == from).for_each(|link| link.clone_from(to));
             self.desired.routes.insert(route);

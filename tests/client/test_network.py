@@ -75,8 +75,9 @@ class Declared(Network):
         (child,) = ended["children"]
         found = self.proxy.job_get(child)
         self.assertEqual((found["verb"], found["state"]), ("network_discover", "succeeded"))
-        self.assertEqual(found["result"]["was_and_is"], [])
-        self.assertTrue(found["result"]["asked_and_is"])
+        rows = found["result"]["differences"]
+        self.assertEqual(found["result"]["differences_in_all"], len(rows))
+        self.assertTrue(rows and all(row["was"] == row["is"] != row["asked"] for row in rows), rows)
         self.assertEqual(self.proxy.network_history()[0]["ending"], "rolled_back")
         self.assertFault("NOTHING_TO_CONFIRM", self.proxy.network_confirm)
 

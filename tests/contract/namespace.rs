@@ -184,7 +184,10 @@ async fn routes_that_nobody_here_asked_for_are_left_out() {
         ],
     );
     fresh.run("ip", &["route", "add", "203.0.116.0/24", "dev", "kb0", "proto", "ra"]);
-    fresh.run("ip", &["route", "add", "203.0.117.0/24", "dev", "kb0", "proto", "dhcp", "metric", "9"]);
+    fresh.run(
+        "ip",
+        &["route", "add", "203.0.117.0/24", "dev", "kb0", "proto", "dhcp", "metric", "9", "mtu", "1400"],
+    );
     let routes = kernel.network().await.unwrap().routes;
     let told: Vec<String> = routes.iter().map(ToString::to_string).collect();
     let expected = [

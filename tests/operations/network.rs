@@ -6,8 +6,10 @@ use crate::house::*;
 use dom0d::job::{JobRecord, JobState};
 use dom0d::kernel::Kernel;
 use dom0d::kernel::sim::SimKernel;
-use dom0d::model::IfName;
-use dom0d::model::network::{Address, Bridge, Change, Hop, Kind, Mtu, NetworkView, Route, VlanId};
+use dom0d::model::network::{
+    Address, Bond, BondMode, Bridge, Change, Hop, Kind, LacpRate, Mtu, NetworkView, PortVlan, Route, VlanId,
+};
+use dom0d::model::{IfName, Mac};
 use dom0d::network::{Desired, DesiredLink, Way};
 use dom0d::operation::network::{Ending, OnFailure, Options, Want, apply, look};
 use dom0d::operation::plan::{self, Plan};
@@ -36,9 +38,23 @@ pub fn first() -> Desired {
     bridge.addresses = Some(BTreeSet::from([address("198.51.100.1/24"), address("2001:db8:7::1/64")]));
     bridge.mtu = Some(Mtu::new(1400).unwrap());
     desired.links.insert(name("old"), bridge);
+    let options = Bond { miimon_ms: 100, primary: Some(name("eth2")), ..Bond::new(BondMode::ActiveBackup) };
+    desired.links.extend(bond_and_trunk(options, &["eth2"], 20, "02:00:00:00:00:aa"));
     let via = Some("198.51.100.2".parse().unwrap());
     desired.routes.insert(Route { via, ..Route::new(address("203.0.113.0/24")) });
     desired
+}
+
+/// A bond, and a bridge with VLAN filtering, a MAC of its own, and a port that one VLAN passes.
+fn bond_and_trunk(options: Bond, ports: &[&str], vlan: u64, mac: &str) -> [(IfName, DesiredLink); 3] {
+    let mut bond = DesiredLink::new(Kind::Bond(options));
+    bond.ports = ports.iter().map(|port| name(port)).collect();
+    let mut trunk = DesiredLink::new(Kind::Bridge(Bridge { vlan_filtering: true, ..Bridge::default() }));
+    trunk.ports.insert(name("d0"));
+    trunk.mac = Some(Mac::parse(mac).unwrap());
+    let mut port = DesiredLink::new(Kind::Dummy);
+    port.vlans = Some([PortVlan { id: VlanId::new(vlan).unwrap(), pvid: true, untagged: true }].into());
+    [(name("bond7"), bond), (name("trunk"), trunk), (name("d0"), port)]
 }
 
 /// In its place: five VLANs with their bridges and addresses, and a route: over 30 steps.
@@ -53,6 +69,9 @@ pub fn second() -> Desired {
         over.addresses = Some(BTreeSet::from([address(&format!("10.0.{n}.1/24"))]));
         desired.links.insert(bridge, over);
     }
+    // And what stays becomes another: mode, port, VLAN, MAC.
+    let options = Bond { miimon_ms: 200, lacp_rate: LacpRate::Fast, ..Bond::new(BondMode::Lacp) };
+    desired.links.extend(bond_and_trunk(options, &["eth2", "eth3"], 30, "02:00:00:00:00:bb"));
     let via = Some("10.0.10.2".parse().unwrap());
     desired.routes.insert(Route { via, ..Route::new(address("203.0.113.0/24")) });
     desired
@@ -118,7 +137,7 @@ async fn a_failure_at_each_step_leaves_the_network_as_it_was_within_five_seconds
         assert_eq!(life.operations.network_history(1).await.unwrap()[0].ending, Ending::RolledBack);
         at += 1;
     }
-    assert!(at > 30, "{at} steps");
+    assert!(at > 40, "{at} steps");
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,7 +262,7 @@ async fn a_rollback_that_is_blocked_is_told_lets_nothing_else_begin_and_is_done_
         kernel.refuse_from.store(at + 1, Ordering::SeqCst);
         let record = life.run("network_apply", change(second(), Options::default())).await;
         if record.state == JobState::Succeeded {
-            assert!(at > 30, "{at} steps");
+            assert!(at > 40, "{at} steps");
             break;
         }
         assert_eq!(life.events("network.rollback_blocked").await.len(), 1);
@@ -306,7 +325,7 @@ async fn an_agent_that_dies_before_or_after_any_step_finds_the_way_back_at_its_s
             assert_told_and_acknowledged(&life).await;
             at += 1;
         }
-        assert!(at > 30, "{at} steps");
+        assert!(at > 40, "{at} steps");
     }
 }
 
@@ -458,4 +477,31 @@ async fn asking_again_for_what_is_declared_and_there_is_no_news() {
     }
     assert_eq!(life.events("network.changed").await.len(), 1);
     assert_eq!(life.operations.network_history(10).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_acknowledges_by_hand_does_not_end_the_discovery_and_the_lock_is_seen_until_it_is_over() {
+    let (host, kernel) = house();
+    let life = Life::begin(&host).await;
+    life.good("network_apply", change(first(), Options::default())).await;
+    let before = is(&kernel).await;
+    kernel.heal();
+    kernel.refuse_at.store(20, Ordering::SeqCst);
+    *kernel.reading.lock().unwrap() = Duration::from_secs(2);
+    let job = life.submit("network_apply", change(second(), Options::default())).await;
+    while life.events("network.operation_failed").await.is_empty() {
+        seconds(0.1).await;
+    }
+    let query = dom0d::event::Query { limit: 1000, ..Default::default() };
+    let page = life.operations.events.list(&query).await.unwrap();
+    let (number, _) = page.events.iter().find(|(_, one)| one.kind == "network.operation_failed").unwrap();
+    assert_eq!(life.operations.events.acknowledge(&[*number], "operator").await.unwrap(), 1);
+    assert!(life.engine.locks().iter().any(|lock| lock.object == "network"), "{:?}", life.engine.locks());
+    let record = life.end(job).await;
+    let child = life.engine.get(record.children[0]).await.unwrap().unwrap();
+    assert_eq!((child.verb.as_str(), child.state), ("network_discover", JobState::Succeeded));
+    let failed = life.events("network.operation_failed").await;
+    assert_eq!(failed[0].acknowledged.as_ref().unwrap().by, "operator");
+    *kernel.reading.lock().unwrap() = Duration::ZERO;
+    assert_eq!((is(&kernel).await, life.engine.locks()), (before, vec![]));
 }

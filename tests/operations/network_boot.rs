@@ -81,6 +81,7 @@ async fn a_bond_whose_primary_port_is_dead_works_by_the_other_and_what_operators
     let (host, kernel) = house();
     let life = Life::begin(&host).await;
     let mut desired = first();
+    desired.links.remove(&name("bond7"));
     let options = Bond { miimon_ms: 100, primary: Some(name("eth3")), ..Bond::new(BondMode::ActiveBackup) };
     let mut bond = DesiredLink::new(Kind::Bond(options));
     bond.ports = [name("eth2"), name("eth3")].into();

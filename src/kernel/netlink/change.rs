@@ -12,7 +12,7 @@ use crate::model::network::{
 };
 use crate::model::{IfName, Mac};
 use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
@@ -521,6 +521,8 @@ fn route_message(route: &Route, numbers: &BTreeMap<&IfName, u32>) -> RouteMessag
     if route.metric != 0 {
         attributes.push(RouteAttribute::Priority(route.metric));
     }
+    let rest = |(number, value): (u16, Vec<u8>)| RouteAttribute::Other(DefaultNla::new(number, value));
+    attributes.extend(route.rest.iter().cloned().map(rest));
     attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
     if !route.hops.is_empty() {
         let hop = |hop: &Hop| {

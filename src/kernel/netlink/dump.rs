@@ -7,6 +7,7 @@ use crate::model::network::{
     NetworkView, PortVlan, Route, VlanId, XmitHash,
 };
 use crate::model::{IfName, Mac};
+use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     AfSpecBridge, BondLacpRate, BondXmitHashPolicy, BridgeStpState, BridgeVlanInfoFlags, InfoBond,
@@ -17,8 +18,8 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState as KernelsState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
-    RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RoutePreference,
+    RouteProtocol, RouteType, RouteVia,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::collections::HashMap;
@@ -397,6 +398,11 @@ pub(super) fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
             RouteAttribute::MultiPath(hops) => {
                 route.hops = hops.iter().map(|one| hop(one, names)).collect::<Option<_>>()?;
             }
+            RouteAttribute::Preference(RoutePreference::Medium) => {}
+            other @ (RouteAttribute::Metrics(_)
+            | RouteAttribute::Preference(_)
+            | RouteAttribute::EncapType(_)
+            | RouteAttribute::Encap(_)) => route.rest.push(raw(other)),
             other => route.via = gateway(other).or(route.via),
         }
     }
@@ -404,6 +410,13 @@ pub(super) fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
         return None;
     }
     Some(route.normal())
+}
+
+/// An attribute's number and value, as they stand in a message.
+fn raw(attribute: &RouteAttribute) -> (u16, Vec<u8>) {
+    let mut value = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut value);
+    (attribute.kind(), value)
 }
 
 /// IPv4 may go by a gateway of IPv6 (RFC 5549).

@@ -33,6 +33,10 @@ pub struct Route {
     /// Who made it (`RTPROT_*`); 0: an administrator (RTPROT_STATIC), as what is declared. Others' are kept, never declared.
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: u8,
+    /// What else the kernel keeps of it, by the numbers of the attributes (`RTA_METRICS` …), in its own form: put back as it
+    /// was, never declared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rest: Vec<(u16, Vec<u8>)>,
     /// Packets are spread over these; then there is no `via`, `link` or `onlink`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hops: Vec<Hop>,
@@ -78,6 +82,7 @@ impl Route {
             onlink: false,
             source: None,
             protocol: 0,
+            rest: Vec::new(),
             hops: Vec::new(),
         }
     }
@@ -96,7 +101,7 @@ impl Route {
 
     /// Without what nobody needs to say of it.
     pub fn bare(&self) -> Self {
-        Self { onlink: false, source: None, protocol: 0, ..self.normal() }
+        Self { onlink: false, source: None, protocol: 0, rest: Vec::new(), ..self.normal() }
     }
 
     /// Every way that it leads: its gateway, its link, and whether the gateway counts as being there.

@@ -2,19 +2,20 @@
 //! the plan that would mend it, and a rollback that was blocked is tried again.
 //!
 //! One task. While a job changes the network, what changes is that job's doing and no event; when it has ended or waits for
-//! its word, what is there then is where the next look begins. Many notices melt into one look (the kernel's bell does), and a look is made at
-//! most every [`PAUSE`].
+//! its word, what is there then is where the next look begins. Many notices melt into one look (the kernel's bell does), and
+//! a look is made at most every [`PAUSE`].
 
 use super::boot::Lack;
 use super::{LOCK, OPEN, Operations, told};
 use crate::event::{Event, Severity};
 use crate::host::record::HOST_KEY;
 use crate::job::Options as JobOptions;
-use crate::model::network::{Kind, NetworkView};
+use crate::model::network::{Change, Kind, NetworkView};
 use crate::model::{EventNumber, Timestamp};
 use crate::network::{Observation, Watching};
 use crate::store::{StoreError, Table, Txn};
 use serde::{Deserialize, Serialize};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -35,7 +36,8 @@ const QUIET_LOOK: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Alert {
     after: EventNumber,
-    plan: Vec<String>,
+    /// Of the whole plan; the event has its beginning.
+    digest: u64,
 }
 
 const ALERT: Table<Alert> = Table::new("network_drift", 1);
@@ -148,19 +150,20 @@ impl Look {
             return;
         }
         let Ok(owners) = self.operations.kernel.owners().await else { return };
-        let words = told(super::show::drift(now, &confirmed, &owners));
-        if let Err(error) = self.tell_drift(words).await {
+        let plan = super::show::drift(now, &confirmed, &owners);
+        if let Err(error) = self.tell_drift(&plan).await {
             tracing::warn!(%error, "what is to be told of drift was not written");
         }
     }
 
-    async fn tell_drift(&mut self, words: Vec<String>) -> Result<(), StoreError> {
+    async fn tell_drift(&mut self, plan: &[Change]) -> Result<(), StoreError> {
+        let digest = digest(plan);
         let Operations { store, events, .. } = &*self.operations;
         let known = match self.alert.take() {
             Some(known) => known,
             None => store.get(&ALERT, HOST_KEY).await?,
         };
-        if known.as_ref().map_or(&[][..], |alert| &alert.plan) == words {
+        if known.as_ref().map(|alert| alert.digest) == digest {
             self.alert = Some(known);
             return Ok(());
         }
@@ -173,15 +176,14 @@ impl Look {
             store.commit(over).await?;
         }
         self.alert = Some(None);
-        if words.is_empty() {
-            return Ok(());
-        }
+        let Some(digest) = digest else { return Ok(()) };
+        let words = told(plan);
         let text = format!(
             "the network is not as declared; network_apply of the declaration would: {}",
             words.join("; ")
         );
-        let event = Event::new(DRIFT, Severity::Warning, "network", text).with("plan", words.clone());
-        let alert = Alert { after: events.last(), plan: words };
+        let event = Event::new(DRIFT, Severity::Warning, "network", text).with("plan", words);
+        let alert = Alert { after: events.last(), digest };
         let mut note = Txn::essential();
         note.put(&ALERT, HOST_KEY, &alert);
         events.publish_with(&event, note).await?;
@@ -224,6 +226,13 @@ impl Look {
         self.lack = lack;
         matches!(lack, Lack::All | Lack::Arrived)
     }
+}
+
+/// `None`: nothing is to be done.
+fn digest(plan: &[Change]) -> Option<u64> {
+    let mut hasher = std::hash::DefaultHasher::new();
+    plan.iter().for_each(|change| change.to_string().hash(&mut hasher));
+    (!plan.is_empty()).then(|| hasher.finish())
 }
 
 /// A guest's card comes and goes with the guest, which has its own events.

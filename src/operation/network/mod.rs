@@ -6,9 +6,10 @@
 //!
 //! ```text
 //! snapshot ─► apply ─► confirm ─► keep                 (one job, under the lock `network`)
-//!               │ a step failed, the manager was cut off, nobody confirmed, cancelled, the agent died, the host rebooted
+//!               │ a step failed, the manager was cut off, nobody confirmed, cancelled, the agent stopped or died, the
+//!               │ host rebooted
 //!               ▼
-//!            undo: event ─► roll back (or keep) ─► discovery, a child ─► the event acknowledges itself
+//!            back at once ─► undo: event ─► roll back (or keep) ─► discovery, a child ─► the event acknowledges itself
 //! ```
 //!
 //! A rollback that is blocked leaves the open change on disk: it is told, tried again every [`look::RETRY`] and at each
