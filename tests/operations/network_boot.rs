@@ -69,6 +69,10 @@ async fn a_port_that_comes_long_after_the_boot_gets_what_is_declared_and_nothing
     seconds(3600.0).await;
     let after = life.good("network_discover", discover::discover(None, None)).await.id.0;
     assert_eq!(after, before + 1, "no job while there is nothing to do");
+    // Other changes go on meanwhile, and forget nothing.
+    let mut more = on_a_card();
+    more.links.insert(name("d9"), DesiredLink::new(Kind::Dummy));
+    life.good("network_apply", change(more, Options::default())).await;
     kernel.hidden.lock().unwrap().clear();
     seconds(15.0).await;
     life.quiet().await;

@@ -316,7 +316,7 @@ impl Operations {
         let mut outcome =
             Outcome::result(json!({ "job": context.job.0, "changes": changes, "answer": answer }));
         write_document(&mut outcome.writes, &NETWORK, &open.after);
-        super::boot::put_done(&mut outcome.writes, &open.boot_id);
+        super::boot::put_done(&mut outcome.writes, &open);
         self.close_open(&open, &mut outcome.writes).await?;
         let same = open.before.desired == open.after.desired && open.before.meta == open.after.meta;
         if changes.is_empty() && same {

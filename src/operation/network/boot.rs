@@ -9,7 +9,7 @@
 //! carried out. An agent that starts again within a boot that is done touches nothing: what is different then was done from
 //! outside, and is told as drift.
 
-use super::{Confirmed, Desired, Operations, Result, kernel_fault, locks, store_fault, told};
+use super::{Confirmed, Desired, Open, Operations, Result, kernel_fault, locks, store_fault, told};
 use crate::event::{Event, Severity};
 use crate::host::record::HOST_KEY;
 use crate::job::{JobFault, Options as JobOptions, Outcome, StepContext, Submission};
@@ -64,9 +64,14 @@ pub(super) fn missing(declared: &Desired, now: &NetworkView) -> BTreeSet<IfName>
     named.filter(|name| !made(name) && !now.links.contains_key(*name)).cloned().collect()
 }
 
-/// The network of this boot is as declared.
-pub(super) fn put_done(writes: &mut Txn, boot_id: &str) {
-    writes.put(&DONE, HOST_KEY, &Done { boot_id: boot_id.to_owned(), ..Done::default() });
+/// The network of this boot is as the change has it, which holds from now on.
+pub(super) fn put_done(writes: &mut Txn, open: &Open) {
+    let done = Done {
+        boot_id: open.boot_id.clone(),
+        missing: missing(&open.after.desired, &open.aim),
+        left_alone: open.left_alone.clone(),
+    };
+    writes.put(&DONE, HOST_KEY, &done);
 }
 
 impl Operations {
@@ -81,13 +86,12 @@ impl Operations {
     }
 
     /// Whether there is something to carry out: the boot is not done, or a port has come that was missing.
-    pub(super) async fn boot_lacks(&self, now: &NetworkView) -> Result<Lack> {
-        let boot_id = self.machine_boot_id().await?;
-        match self.done_in(&boot_id).await? {
+    pub(super) async fn boot_lacks(&self, boot_id: &str, now: &NetworkView) -> Result<Lack> {
+        match self.done_in(boot_id).await? {
             Some(done) if done.missing.is_empty() => Ok(Lack::Nothing),
             Some(done) if done.missing.iter().any(|link| now.links.contains_key(link)) => Ok(Lack::Arrived),
             Some(_) => Ok(Lack::Ports),
-            None if self.is_boot_done(&boot_id).await? => Ok(Lack::Nothing),
+            None if self.is_boot_done(boot_id).await? => Ok(Lack::Nothing),
             None => Ok(Lack::All),
         }
     }

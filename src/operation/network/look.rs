@@ -54,8 +54,8 @@ struct Look {
     alert: Option<Option<Alert>>,
     /// When to try next, and how long to wait after that.
     next_try: Option<(Instant, Duration)>,
-    /// What is declared has been carried out in this boot.
-    boot_done: bool,
+    /// Which boot of the host this is, once it is known.
+    boot_id: Option<String>,
     /// What was lacking at the last look.
     lack: Lack,
 }
@@ -70,7 +70,7 @@ pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
         watching: Watching::new(),
         alert: None,
         next_try: None,
-        boot_done: false,
+        boot_id: None,
         lack: Lack::Nothing,
     };
     let mut deaf = false;
@@ -215,11 +215,11 @@ impl Look {
 
     /// Whether the boot's restore is to be run. A port that came is taken at once.
     async fn boot_lacks(&mut self, now: &NetworkView) -> bool {
-        if self.boot_done {
-            return false;
+        if self.boot_id.is_none() {
+            self.boot_id = self.operations.machine_boot_id().await.ok();
         }
-        let Ok(lack) = self.operations.boot_lacks(now).await else { return false };
-        self.boot_done = lack == Lack::Nothing;
+        let Some(boot_id) = &self.boot_id else { return false };
+        let Ok(lack) = self.operations.boot_lacks(boot_id, now).await else { return false };
         if lack == Lack::Arrived && self.lack != Lack::Arrived {
             self.next_try = None;
         }

@@ -261,8 +261,8 @@ impl Operations {
         }
         let aim = crate::network::aim(&now, &before.desired, &after.desired);
         // Those that were declared before somebody else took them: no others get past `validate`.
-        let left_alone: BTreeSet<IfName> =
-            after.desired.links.keys().filter(|link| owners.contains_key(*link)).cloned().collect();
+        let named = before.desired.links.keys().chain(after.desired.links.keys());
+        let left_alone: BTreeSet<IfName> = named.filter(|link| owners.contains_key(*link)).cloned().collect();
         let scope = Scope::of(&before.desired, &after.desired, &now).without(&left_alone, &aim);
         let changes = crate::network::plan(&now, &aim, &scope);
         let declared = &after.desired.links;
