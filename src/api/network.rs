@@ -102,7 +102,7 @@ fn applied(api: &Api, job: JobId, end: Instant) -> BoxFuture<'_, Result<Value>> 
     async move {
         match api.operations.network_applied(job, end).await? {
             Waiting::ForConfirmation(open) => {
-                let mut told = open_value(&open);
+                let mut told = open_value(&open, "waits_for_confirmation");
                 if let Value::Struct(fields) = &mut told {
                     fields.insert("changes".to_owned(), texts(api.changes_of(job).await?));
                 }
@@ -137,12 +137,11 @@ fn result(record: &JobRecord) -> Value {
     value
 }
 
-fn open_value(open: &Open) -> Value {
+fn open_value(open: &Open, state: &str) -> Value {
     structure([
         ("job", int(open.job.0)),
         ("began", text(open.began)),
-        ("applied", Value::Bool(open.applied)),
-        ("state", text(open.state())),
+        ("state", text(state)),
         ("verb", text(&open.verb)),
         ("caller", text(&open.by)),
         ("why", super::value::or_nil(open.why.as_ref().map(text))),
@@ -170,7 +169,8 @@ fn network_plan<'a>(
 
 fn network_show<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        let Shown { now, neighbours, confirmed, owners, open, drift } = api.operations.network_show().await?;
+        let Shown { now, neighbours, confirmed, owners, open, stage, drift } =
+            api.operations.network_show().await?;
         let mut links = serde_json::to_value(&now.links).unwrap_or_default();
         for (name, owner) in &owners {
             if let Some(link) = links.get_mut(name.as_str()) {
@@ -191,7 +191,7 @@ fn network_show<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<
             ("neighbours", from_json(&neighbours)),
             ("declared", from_json(&declared)),
             ("changed", super::value::or_nil(confirmed.changed.map(text))),
-            ("change", open.as_ref().map_or(Value::Nil, open_value)),
+            ("change", open.as_ref().map_or(Value::Nil, |open| open_value(open, stage))),
             ("drift", texts(drift)),
         ])
         .into())

@@ -383,7 +383,8 @@ impl Edit<'_> {
 
     fn bond_port(&mut self, bond: &IfName, port: &IfName) -> Result<(), Problem> {
         self.options(bond)?;
-        self.declare(port, "backup")?;
+        // A bond switches its ports on.
+        self.declare(port, "backup")?.up = true;
         self.declare(bond, "bond")?.ports.insert(port.clone());
         self.move_addresses(port, bond)
     }

@@ -123,6 +123,8 @@ pub struct Operations {
     network_late: tokio::sync::Mutex<Option<JobId>>,
     /// The failed change whose way back was begun at once: it is not kept any more.
     network_back: Mutex<Option<JobId>>,
+    /// The open change of this life.
+    network_cache: Mutex<Option<Arc<network::Open>>>,
     /// Rises before and after we change the kernel's network.
     network_changes: std::sync::atomic::AtomicU64,
     /// Rises with every observation, so that a step that waits for the world looks again.
@@ -182,6 +184,7 @@ impl Operations {
             network_word: tokio::sync::Notify::new(),
             network_late: tokio::sync::Mutex::default(),
             network_back: Mutex::default(),
+            network_cache: Mutex::default(),
             network_changes: std::sync::atomic::AtomicU64::new(0),
             world_changes: watch::Sender::new(0),
         }))

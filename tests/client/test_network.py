@@ -256,6 +256,29 @@ class Dialect(Network):
         self.assertFalse(self.proxy.check_dom0_ip("192.0.2.99"))
         self.assertFault("base_ip", self.proxy.configure_virtual_ip, "192.0.2.99", "203.0.113.77")
 
+    def test_who_answers_is_told_and_silence_is_no_fault(self):
+        for answer in (self.proxy.ping("192.0.2.1"), self.proxy.ping("192.0.2.1", 2), self.proxy.check_dom0_port("192.0.2.1", 443)):
+            self.assertIs(answer, True)
+        # No route leads there.
+        self.assertIs(self.proxy.ping("2001:db8:7::1", 1), False)
+        self.assertIsNone(self.proxy.check_dom0_port("2001:db8:7::1", 443, 1))
+
+    def test_a_port_comes_into_a_bond_and_goes_and_a_link_is_leased_and_flushed(self):
+        self.proxy.ovs_bond_config("start", "bond6")
+        self.assertTrue(self.proxy.ovs_bond_op("add", "bond6", "eth2").startswith("add"))
+        self.assertEqual(self.links()["eth2"]["controller"], "bond6")
+        self.assertTrue(self.proxy.ovs_bond_op("remove", "bond6", "eth2").startswith("remove"))
+        self.assertIsNone(self.links()["eth2"]["controller"])
+        self.assertFault("backup", self.proxy.ovs_bond_op, "remove", "bond6", "eth2")
+        self.assertIsInstance(self.proxy.ovs_ip_config("eth2", "dynamic"), str)
+        self.assertTrue(self.links()["eth2"]["dhcp"])
+        # The bridge asks for the lease from then on.
+        self.proxy.ovs_br_config("start", "leased", "eth2")
+        self.assertTrue(self.links()["leased"]["dhcp"] and not self.links()["eth2"]["dhcp"])
+        self.proxy.ovs_ip_config("leased", "flush")
+        leased = self.links()["leased"]
+        self.assertEqual((leased["dhcp"], leased["addresses"]), (False, []))
+
     def test_what_is_asked_without_waiting_answers_a_job(self):
         job = self.proxy.ovs_async_bond("start", "bond8")
         self.assertEqual(self.proxy.job_wait(job, 60)["state"], "succeeded")
@@ -274,7 +297,8 @@ class Dialect(Network):
             ("optype", self.proxy.ovs_ip_config, ("xenbr0", "static; id", "192.0.2.7", "255.255.255.0")),
             ("mtu", self.proxy.ovs_change_mtu, ("eth0", 67)),
             ("mode", self.proxy.ovs_bond_mode, ("eth0", "$(id)")),
-            ("ip", self.proxy.ping, ("-f 192.0.2.1",)),
+            ("host", self.proxy.ping, ("-f 192.0.2.1",)),
+            ("count", self.proxy.ping, ("192.0.2.1", 11)),
             ("port", self.proxy.check_dom0_port, ("192.0.2.1", 0)),
         ]:
             with self.subTest(name=name):

@@ -103,6 +103,7 @@ fn good(verb: &str, vm: VmId) -> BTreeMap<String, Value> {
         ("mode", text("active-backup")),
         ("optype", text("static")),
         ("ip", text("198.51.100.1")),
+        ("host", text("198.51.100.1")),
         ("netmask", text("255.255.255.0")),
         ("virtual_ip", text("192.0.2.99")),
         ("base_ip", text("192.0.2.10")),

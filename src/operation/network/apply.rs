@@ -17,6 +17,7 @@ use crate::store::Txn;
 use serde_json::json;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -78,7 +79,6 @@ impl Operations {
             options,
             confirm_until,
             caller,
-            applied: false,
             by: context.caller.clone(),
             verb: context.verb.clone(),
             why: None,
@@ -95,6 +95,8 @@ impl Operations {
             );
             return Err(JobFault::refusal("INVALID_NETWORK", text));
         }
+        // Nobody asks for it before the job has it on disk.
+        self.keep_known(Some(Arc::new(open)));
         Ok(outcome)
     }
 
@@ -121,19 +123,16 @@ impl Operations {
 
     /// Has the kernel do it, and looks whether it has, and whether the caller can still reach us.
     pub(in crate::operation) async fn network_apply(&self, context: &StepContext) -> Result<Outcome> {
-        let mut open = self.open_change(context.job).await?;
+        let open = self.open_change(context.job).await?;
         if let Err(fault) = self.carry_forward(&open, context).await {
             self.back_at_once(&open, &fault).await;
             return Err(fault);
         }
-        open.applied = true;
-        let mut outcome = Outcome::done();
-        write_document(&mut outcome.writes, &OPEN, &open);
-        Ok(outcome)
+        Ok(Outcome::done())
     }
 
-    async fn open_change(&self, job: JobId) -> Result<Open> {
-        let open = self.network_of(job).await?;
+    async fn open_change(&self, job: JobId) -> Result<Arc<Open>> {
+        let open = self.network_known(job).await?;
         open.ok_or_else(|| JobFault::refusal("INTERNAL", "the snapshot of this change is gone"))
     }
 
@@ -143,8 +142,10 @@ impl Operations {
         }
         let scope = open.scope();
         let reached = self.reaches(open.caller.map(|way| way.peer)).await;
-        let done = self.lead_to(&open.aim, &scope, Some(context)).await?;
-        self.verify(&open.aim, &scope).await?;
+        let (done, now) = self.lead_to(&open.aim, &scope, context).await?;
+        if !is_there(&now, &open.aim, &scope) {
+            self.verify(&open.aim, &scope).await?;
+        }
         if reached {
             self.verify_reach(open, context).await?;
         }
@@ -152,32 +153,29 @@ impl Operations {
         Ok(())
     }
 
-    /// Does what leads there, at most [`ROUNDS`] plans of it. Answers how many changes were made. `context`: of a job
-    /// that can be cancelled meanwhile and tells how far it is.
-    pub(super) async fn lead_to(
+    /// Does what leads there, at most [`ROUNDS`] plans of it. Answers how many changes were made, and what is there then.
+    async fn lead_to(
         &self,
         aim: &NetworkView,
         scope: &Scope,
-        context: Option<&StepContext>,
-    ) -> Result<usize> {
+        context: &StepContext,
+    ) -> Result<(usize, NetworkView)> {
         let mut done = 0;
+        let mut now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
         for _ in 0..ROUNDS {
-            let now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
             let changes = plan(&now, aim, scope);
             if changes.is_empty() {
                 break;
             }
             let count = changes.len();
             for (before, part) in (0..).step_by(AT_ONCE).zip(changes.chunks(AT_ONCE)) {
-                if let Some(context) = context {
-                    if context.cancelled.is_cancelled() {
-                        return Err(JobFault::new("CANCELLED", "cancelled"));
-                    }
-                    if context.engine.is_stopping() {
-                        return Err(stopping());
-                    }
-                    context.progress(u8::try_from(100 * before / count).unwrap_or(100));
+                if context.cancelled.is_cancelled() {
+                    return Err(JobFault::new("CANCELLED", "cancelled"));
                 }
+                if context.engine.is_stopping() {
+                    return Err(stopping());
+                }
+                context.progress(u8::try_from(100 * before / count).unwrap_or(100));
                 let mut left = part;
                 while let Err(stopped) = self.change_network(left).await {
                     let (number, change) =
@@ -191,8 +189,9 @@ impl Operations {
                 }
                 done += part.len();
             }
+            now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
         }
-        Ok(done)
+        Ok((done, now))
     }
 
     async fn verify(&self, aim: &NetworkView, scope: &Scope) -> Result<()> {
@@ -288,11 +287,14 @@ impl Operations {
     /// The change is good, says a caller; `job`: which one he means. Refused if none waits for it.
     pub async fn network_confirm(&self, by: &str, job: Option<JobId>) -> Result<Open> {
         let late = self.network_late.lock().await;
-        let waiting = |open: &Open| {
-            let is_meant = job.is_none_or(|job| job == open.job);
-            is_meant && open.applied && open.confirm_until.is_some() && *late != Some(open.job)
-        };
-        let Some(open) = self.network_open().await?.filter(waiting) else {
+        let is_meant = |open: &Open| job.is_none_or(|job| job == open.job) && *late != Some(open.job);
+        let mut found = self.network_open().await?.filter(is_meant);
+        if let Some(open) = &found
+            && !self.waits_for_word(open).await
+        {
+            found = None;
+        }
+        let Some(open) = found else {
             let text =
                 "no such change of the network waits to be confirmed: there is none, or its time was over";
             return Err(JobFault::refusal("NOTHING_TO_CONFIRM", text));
@@ -311,8 +313,8 @@ impl Operations {
         context: &StepContext,
     ) -> Result<Outcome> {
         // In doubt after a crash: the outcome and this deletion are one transaction, so it is still there.
-        let Some(open) = self.network_of(context.job).await? else { return Ok(Outcome::done()) };
-        let changes = told(plan(&open.snapshot, &open.aim, &open.scope()));
+        let Some(open) = self.network_known(context.job).await? else { return Ok(Outcome::done()) };
+        let changes = planned(context);
         let mut outcome =
             Outcome::result(json!({ "job": context.job.0, "changes": changes, "answer": answer }));
         write_document(&mut outcome.writes, &NETWORK, &open.after);
@@ -345,11 +347,18 @@ impl Operations {
 
     /// Writes that there is no open change any more.
     pub(super) async fn close_open(&self, open: &Open, writes: &mut Txn) -> Result<()> {
+        self.keep_known(None);
         delete_document(&self.store, writes, &OPEN).await.map_err(|e| store_fault(&e))?;
         writes.delete(&CONFIRMED, &open.job);
         writes.set_importance(crate::store::Importance::Essential);
         Ok(())
     }
+}
+
+/// The words of the snapshot's plan.
+fn planned(context: &StepContext) -> Vec<String> {
+    let words = context.outcomes.first().and_then(|outcome| outcome.as_ref()?.get("changes"));
+    words.and_then(|words| serde_json::from_value(words.clone()).ok()).unwrap_or_default()
 }
 
 /// What a change before took with it: the address and the routes of a lease go with the DHCP client that had them.

@@ -41,6 +41,7 @@ use document::{Part, read_document};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Whoever changes the network holds this.
@@ -123,8 +124,6 @@ pub struct Open {
     pub confirm_until: Option<Timestamp>,
     /// Who must stay reachable.
     pub caller: Option<Way>,
-    /// All of it is done and verified.
-    pub applied: bool,
     /// Who asked, by which verb.
     #[serde(default)]
     pub by: String,
@@ -148,16 +147,6 @@ impl Open {
     pub fn scope(&self) -> Scope {
         Scope::of(&self.before.desired, &self.after.desired, &self.snapshot)
             .without(&self.left_alone, &self.aim)
-    }
-
-    /// For people and programs.
-    pub fn state(&self) -> &'static str {
-        match (self.blocked_after, self.told_after, self.applied) {
-            (Some(_), ..) => "rollback_blocked",
-            (None, Some(_), _) => "rolling_back",
-            (None, None, true) if self.confirm_until.is_some() => "waits_for_confirmation",
-            _ => "applying",
-        }
     }
 }
 
@@ -236,6 +225,19 @@ impl Operations {
     }
 
     /// The open change, if it is this job's.
+    /// The same, as this life has written it down: thousands of links are not read again for each step.
+    async fn network_known(&self, job: JobId) -> Result<Option<Arc<Open>>> {
+        let known = self.network_cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(open) = known.filter(|open| open.job == job) {
+            return Ok(Some(open));
+        }
+        Ok(self.network_of(job).await?.map(Arc::new))
+    }
+
+    fn keep_known(&self, open: Option<Arc<Open>>) {
+        *self.network_cache.lock().unwrap_or_else(PoisonError::into_inner) = open;
+    }
+
     async fn network_of(&self, job: JobId) -> Result<Option<Open>> {
         Ok(self.network_open().await?.filter(|open| open.job == job))
     }

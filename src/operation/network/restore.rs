@@ -59,6 +59,7 @@ impl Operations {
         }
         let after = if kind == FAILED { &mut open.told_after } else { &mut open.blocked_after };
         *after = Some(self.events.last());
+        self.keep_known(None);
         let mut note = Txn::essential();
         write_document(&mut note, &OPEN, open);
         let event = Event::new(kind, severity, "network", text).with_job(open.job);

@@ -19,6 +19,8 @@ pub struct Shown {
     pub confirmed: Confirmed,
     pub owners: BTreeMap<IfName, Owner>,
     pub open: Option<Open>,
+    /// Where that stands.
+    pub stage: &'static str,
     /// What would bring the kernel to the declaration; nothing while a change is under way.
     pub drift: Vec<String>,
 }
@@ -40,7 +42,11 @@ impl Operations {
         let owners = self.kernel.owners().await.map_err(|e| kernel_fault(&e))?;
         let (confirmed, open) = (self.network_confirmed().await?, self.network_open().await?);
         let drift = if open.is_some() { Vec::new() } else { super::told(drift(&now, &confirmed, &owners)) };
-        Ok(Shown { now, neighbours, confirmed, owners, open, drift })
+        let stage = match &open {
+            Some(open) => self.stage_of(open).await,
+            None => "",
+        };
+        Ok(Shown { now, neighbours, confirmed, owners, open, stage, drift })
     }
 
     /// The newest first.
@@ -58,6 +64,22 @@ impl Operations {
         let newest = *self.store.sequence(PAST.name).borrow();
         let keep_from = newest.saturating_sub(MAX_PAST) + 1;
         self.store.prune(&PAST, keep_from.to_be_bytes().to_vec(), 20_000).await.map(drop)
+    }
+
+    /// Where the open change stands, for people and programs.
+    async fn stage_of(&self, open: &Open) -> &'static str {
+        match (open.blocked_after, open.told_after) {
+            (Some(_), _) => "rollback_blocked",
+            (None, Some(_)) => "rolling_back",
+            _ if self.waits_for_word(open).await => "waits_for_confirmation",
+            _ => "applying",
+        }
+    }
+
+    /// All of it is done and verified, and its confirmation is awaited.
+    pub(super) async fn waits_for_word(&self, open: &Open) -> bool {
+        let Some(engine) = self.engine().filter(|_| open.confirm_until.is_some()) else { return false };
+        matches!(engine.get(open.job).await, Ok(Some(record)) if waits_for_word(&record))
     }
 
     /// Whether a job has the network in hand; not while its change stands and waits for its word.
