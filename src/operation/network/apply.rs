@@ -64,7 +64,7 @@ impl Operations {
         let draft = self.network_draft(want, options, caller).await?;
         let boot_id = self.machine_boot_id().await?;
         let words = told(&draft.changes);
-        let Draft { before, after, now, aim, left_alone, .. } = draft;
+        let Draft { before, after, now, aim, left_alone, changes, .. } = draft;
         let began = Timestamp::now();
         let confirm_until = options.confirm_within_s.map(|within_s| Timestamp(began.0 + within_s * 1000));
         let after = Confirmed { job: Some(context.job), changed: Some(began), ..after };
@@ -83,6 +83,7 @@ impl Operations {
             verb: context.verb.clone(),
             why: None,
             left_alone,
+            changes,
             told_after: None,
             blocked_after: None,
         };
@@ -142,7 +143,7 @@ impl Operations {
         }
         let scope = open.scope();
         let reached = self.reaches(open.caller.map(|way| way.peer)).await;
-        let (done, now) = self.lead_to(&open.aim, &scope, context).await?;
+        let (done, now) = self.lead_to(open, &scope, context).await?;
         if !is_there(&now, &open.aim, &scope) {
             self.verify(&open.aim, &scope).await?;
         }
@@ -153,45 +154,54 @@ impl Operations {
         Ok(())
     }
 
-    /// Does what leads there, at most [`ROUNDS`] plans of it. Answers how many changes were made, and what is there then.
+    /// Does what leads there: first what the snapshot's plan says, then at most [`ROUNDS`] plans in all of what the kernel has
+    /// then. Answers how many changes were made, and what is there.
     async fn lead_to(
         &self,
-        aim: &NetworkView,
+        open: &Open,
         scope: &Scope,
         context: &StepContext,
     ) -> Result<(usize, NetworkView)> {
-        let mut done = 0;
+        let mut changes = open.changes.clone();
+        self.walk(&changes, context).await?;
+        let mut done = changes.len();
         let mut now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
-        for _ in 0..ROUNDS {
-            let changes = plan(&now, aim, scope);
+        for _ in 1..ROUNDS {
+            changes = plan(&now, &open.aim, scope);
             if changes.is_empty() {
                 break;
             }
-            let count = changes.len();
-            for (before, part) in (0..).step_by(AT_ONCE).zip(changes.chunks(AT_ONCE)) {
-                if context.cancelled.is_cancelled() {
-                    return Err(JobFault::new("CANCELLED", "cancelled"));
-                }
-                if context.engine.is_stopping() {
-                    return Err(stopping());
-                }
-                context.progress(u8::try_from(100 * before / count).unwrap_or(100));
-                let mut left = part;
-                while let Err(stopped) = self.change_network(left).await {
-                    let (number, change) =
-                        (before + part.len() - left.len() + stopped.done + 1, &left[stopped.done]);
-                    if !is_gone_already(change, &stopped.error) {
-                        let fault = kernel_fault(&stopped.error);
-                        let text = format!("step {number} of {count}, {change}: {}", fault.text);
-                        return Err(JobFault::new(fault.name, text));
-                    }
-                    left = &left[stopped.done + 1..];
-                }
-                done += part.len();
-            }
+            self.walk(&changes, context).await?;
+            done += changes.len();
             now = self.kernel.network().await.map_err(|e| kernel_fault(&e))?;
         }
         Ok((done, now))
+    }
+
+    /// One change after another; between some of them it looks whether it is to go on.
+    async fn walk(&self, changes: &[Change], context: &StepContext) -> Result<()> {
+        let count = changes.len();
+        for (before, part) in (0..).step_by(AT_ONCE).zip(changes.chunks(AT_ONCE)) {
+            if context.cancelled.is_cancelled() {
+                return Err(JobFault::new("CANCELLED", "cancelled"));
+            }
+            if context.engine.is_stopping() {
+                return Err(stopping());
+            }
+            context.progress(u8::try_from(100 * before / count).unwrap_or(100));
+            let mut left = part;
+            while let Err(stopped) = self.change_network(left).await {
+                let (number, change) =
+                    (before + part.len() - left.len() + stopped.done + 1, &left[stopped.done]);
+                if !is_gone_already(change, &stopped.error) {
+                    let fault = kernel_fault(&stopped.error);
+                    let text = format!("step {number} of {count}, {change}: {}", fault.text);
+                    return Err(JobFault::new(fault.name, text));
+                }
+                left = &left[stopped.done + 1..];
+            }
+        }
+        Ok(())
     }
 
     async fn verify(&self, aim: &NetworkView, scope: &Scope) -> Result<()> {

@@ -135,6 +135,9 @@ pub struct Open {
     /// Links of it that another service of the host has.
     #[serde(default)]
     pub left_alone: BTreeSet<IfName>,
+    /// What leads from the snapshot to the aim; known in the life that planned it.
+    #[serde(skip)]
+    pub changes: Vec<Change>,
     /// The event that tells of its failure is the first such after this one.
     #[serde(default)]
     pub told_after: Option<EventNumber>,
