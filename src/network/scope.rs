@@ -9,9 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Scope {
+    /// With all routes by them.
     pub links: BTreeSet<IfName>,
-    /// Whether all routes by these links are in it.
-    pub routes: bool,
     /// Beside those by the links; bare. One without a link stands for any link.
     pub extra_routes: BTreeSet<Route>,
     /// Addresses that matter even on links that DHCP configures, where others come and go with the lease.
@@ -21,7 +20,7 @@ pub struct Scope {
 impl Scope {
     /// All that either declaration names, the ports of it, what stands on it, and routes that would stand in the way.
     pub fn of(before: &Desired, desired: &Desired, now: &NetworkView) -> Self {
-        let mut scope = Self { routes: true, ..Self::default() };
+        let mut scope = Self::default();
         let mut named: BTreeSet<&IfName> = BTreeSet::new();
         for declared in [before, desired] {
             named.extend(declared.links.keys());
@@ -89,7 +88,7 @@ impl Scope {
     }
 
     pub fn has_route(&self, route: &Route) -> bool {
-        (self.routes && route.links().any(|link| self.links.contains(link))) || self.is_extra(route)
+        route.links().any(|link| self.links.contains(link)) || self.is_extra(route)
     }
 
     fn is_extra(&self, route: &Route) -> bool {

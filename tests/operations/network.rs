@@ -14,7 +14,6 @@ use dom0d::network::{Desired, DesiredLink, Way};
 use dom0d::operation::network::{Ending, OnFailure, Options, Want, apply, look};
 use dom0d::operation::plan::{self, Plan};
 use dom0d::sim::Request;
-use dom0d::store::Store;
 use dom0d::vm::Autostart;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -326,50 +325,6 @@ async fn an_agent_that_dies_before_or_after_any_step_finds_the_way_back_at_its_s
             at += 1;
         }
         assert!(at > 40, "{at} steps");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_killed_at_any_commit_leaves_either_the_old_network_or_the_new_one() {
-    for sharp in [false, true] {
-        let mut commits = 1;
-        loop {
-            let (host, kernel) = house();
-            let store = Store::memory();
-            let dead = store.die_after(u64::MAX);
-            let hold = if sharp { dead.clone() } else { CancellationToken::new() };
-            let life = Life::on(&host, store.clone(), hold).await;
-            life.good("network_apply", change(first(), Options::default())).await;
-            let old = is(&kernel).await;
-            let _ = store.die_after(commits);
-            let job = life.submit("network_apply", change(second(), Options::default())).await;
-            let ended = async {
-                life.end(job).await;
-                seconds(50.0).await;
-            };
-            tokio::select! {
-                () = dead.cancelled() => {}
-                () = ended => break,
-            }
-            let store = life.crash().await;
-            let life = Life::on(&host, store, CancellationToken::new()).await;
-            let record = life.end(job).await;
-            life.quiet().await;
-            let declared = life.operations.network_confirmed().await.unwrap().desired;
-            match record.state {
-                JobState::Succeeded => assert_eq!(declared, second(), "{commits} {sharp}"),
-                JobState::Failed => {
-                    assert_eq!(is(&kernel).await, old, "{commits} {sharp}");
-                    assert_eq!(declared, first());
-                    assert_told_and_acknowledged(&life).await;
-                }
-                other => panic!("{other:?}"),
-            }
-            assert_eq!(life.operations.network_show().await.unwrap().drift, Vec::<String>::new());
-            assert_eq!(life.operations.network_open().await.unwrap(), None);
-            commits += 1;
-        }
-        assert!(commits > 3, "{commits}");
     }
 }
 

@@ -1,10 +1,13 @@
-//! The agent killed at every transaction of the ways back: of a change that failed, of one that nobody confirmed, of a
-//! rollback that was blocked, and of a boot.
+//! The agent killed at every transaction: of a change, of one that failed, of one that nobody confirmed, of a rollback that
+//! was blocked, of keeping what worked, and of a boot.
 
 use crate::faulty::Faulty;
 use crate::house::*;
 use crate::network::{assert_told_and_acknowledged, change, first, house, is, second};
-use dom0d::operation::network::{OnFailure, Options};
+use dom0d::job::JobRecord;
+use dom0d::model::network::NetworkView;
+use dom0d::network::Desired;
+use dom0d::operation::network::{Ending, OnFailure, Options};
 use dom0d::sim::Request;
 use dom0d::store::Store;
 use std::sync::Arc;
@@ -12,61 +15,101 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Runs a change that does not hold, and kills the agent at its transaction 1, 2, … until one run is not killed.
+/// How a change went whose agent was killed at one of its transactions, or ended before that; and the next life.
+struct Killed {
+    kernel: Arc<Faulty>,
+    life: Life,
+    record: Arc<JobRecord>,
+    /// What the kernel had before.
+    old: NetworkView,
+    is_killed: bool,
+}
+
+/// Has `before` declared, then changes to `second`, with faults, and kills the agent at that transaction. `sharp`: what the
+/// dead one still wanted of the world is not done. `patience_s`: how long it lives on after the job's end.
+async fn killed_at(
+    commit: u64,
+    sharp: bool,
+    before: Option<Desired>,
+    options: Options,
+    faults: impl Fn(&Faulty),
+    patience_s: f64,
+) -> Killed {
+    let (host, kernel) = house();
+    let store = Store::memory();
+    let dead = store.die_after(u64::MAX);
+    let hold = if sharp { dead.clone() } else { CancellationToken::new() };
+    let life = Life::on(&host, store.clone(), hold).await;
+    if let Some(before) = before {
+        life.good("network_apply", change(before, Options::default())).await;
+    }
+    let old = is(&kernel).await;
+    kernel.heal();
+    faults(&kernel);
+    let _ = store.die_after(commit);
+    let job = life.submit("network_apply", change(second(), options)).await;
+    let ended = async {
+        life.end(job).await;
+        seconds(patience_s).await;
+    };
+    let is_killed = tokio::select! {
+        () = dead.cancelled() => true,
+        () = ended => false,
+    };
+    let store = life.crash().await;
+    kernel.heal();
+    let life = Life::on(&host, store, CancellationToken::new()).await;
+    let record = life.end(job).await;
+    life.quiet().await;
+    assert_eq!(life.operations.network_open().await.unwrap(), None, "{commit} {sharp}");
+    assert_eq!(life.operations.network_show().await.unwrap().drift, Vec::<String>::new(), "{commit} {sharp}");
+    Killed { kernel, life, record, old, is_killed }
+}
+
+/// Each transaction in turn, until one run is not killed.
 async fn killed_at_each_commit(options: Options, faults: impl Fn(&Faulty), patience_s: f64) {
     for sharp in [false, true] {
-        let (mut commits, mut failures) = (1, 0);
-        loop {
-            let (host, kernel) = house();
-            let store = Store::memory();
-            let dead = store.die_after(u64::MAX);
-            let hold = if sharp { dead.clone() } else { CancellationToken::new() };
-            let life = Life::on(&host, store.clone(), hold).await;
-            life.good("network_apply", change(first(), Options::default())).await;
-            let old = is(&kernel).await;
-            kernel.heal();
-            faults(&kernel);
-            let _ = store.die_after(commits);
-            let job = life.submit("network_apply", change(second(), options)).await;
-            let ended = async {
-                life.end(job).await;
-                seconds(patience_s).await;
-            };
-            let is_killed = tokio::select! {
-                () = dead.cancelled() => true,
-                () = ended => false,
-            };
-            let store = life.crash().await;
-            kernel.heal();
-            let life = Life::on(&host, store, CancellationToken::new()).await;
-            let record = life.end(job).await;
-            life.quiet().await;
-            if is_killed && record.fault.is_none() {
-                // Killed before it met the fault, which is over: it goes on, and holds.
-                assert_eq!(life.operations.network_show().await.unwrap().drift, Vec::<String>::new());
-                commits += 1;
-                continue;
+        let mut failures = 0;
+        for commit in 1.. {
+            let one = killed_at(commit, sharp, Some(first()), options, &faults, patience_s).await;
+            // Killed before it met the fault, which is over then: it goes on, and holds.
+            if one.record.fault.is_some() {
+                failures += 1;
+                let declared = one.life.operations.network_confirmed().await.unwrap().desired;
+                assert_eq!((is(&one.kernel).await, declared), (one.old, first()), "{commit} {sharp}");
+                if !one.life.events("network.operation_failed").await.is_empty() {
+                    assert_told_and_acknowledged(&one.life).await;
+                }
+                let blocked = one.life.events("network.rollback_blocked").await;
+                let is_over = blocked.iter().all(|one| one.acknowledged.is_some());
+                assert!(blocked.len() <= 1 && is_over, "{blocked:?}");
             }
-            failures += 1;
-            assert!(record.fault.is_some(), "{commits} {sharp}: {record:?}");
-            assert_eq!(life.operations.network_confirmed().await.unwrap().desired, first());
-            assert_eq!(is(&kernel).await, old, "{commits} {sharp}");
-            if life.events("network.operation_failed").await.is_empty() {
-                assert_eq!(life.operations.network_open().await.unwrap(), None, "nothing had been done");
-            } else {
-                assert_told_and_acknowledged(&life).await;
-            }
-            let blocked = life.events("network.rollback_blocked").await;
-            assert!(
-                blocked.len() <= 1 && blocked.iter().all(|one| one.acknowledged.is_some()),
-                "{blocked:?}"
-            );
-            if !is_killed {
+            if !one.is_killed {
+                assert!(one.record.fault.is_some(), "{:?}", one.record);
                 break;
             }
-            commits += 1;
         }
-        assert!(failures > 6, "{failures} of {commits}");
+        assert!(failures > 6, "{failures}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_killed_at_any_commit_leaves_either_the_old_network_or_the_new_one() {
+    for sharp in [false, true] {
+        for commit in 1.. {
+            let one = killed_at(commit, sharp, Some(first()), Options::default(), |_| {}, 50.0).await;
+            let declared = one.life.operations.network_confirmed().await.unwrap().desired;
+            if one.record.fault.is_none() {
+                assert_eq!(declared, second(), "{commit} {sharp}");
+            } else {
+                assert_eq!((is(&one.kernel).await, declared), (one.old, first()), "{commit} {sharp}");
+                assert_told_and_acknowledged(&one.life).await;
+            }
+            if !one.is_killed {
+                assert!(commit > 3, "{commit}");
+                break;
+            }
+        }
     }
 }
 
@@ -91,39 +134,16 @@ async fn an_agent_killed_at_any_commit_of_a_blocked_rollback_and_its_tries_finds
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_killed_at_any_commit_of_keeping_what_worked_has_declared_what_there_is() {
-    let mut commits = 1;
-    loop {
-        let (host, kernel) = house();
-        let store = Store::memory();
-        let dead = store.die_after(u64::MAX);
-        let life = Life::on(&host, store.clone(), CancellationToken::new()).await;
-        kernel.heal();
-        kernel.refuse_at.store(20, Ordering::SeqCst);
-        let _ = store.die_after(commits);
-        let options = Options { on_failure: OnFailure::Keep, ..Options::default() };
-        let job = life.submit("network_apply", change(second(), options)).await;
-        let ended = async {
-            life.end(job).await;
-            seconds(50.0).await;
-        };
-        let is_killed = tokio::select! {
-            () = dead.cancelled() => true,
-            () = ended => false,
-        };
-        let store = life.crash().await;
-        kernel.heal();
-        let life = Life::on(&host, store, CancellationToken::new()).await;
-        life.end(job).await;
-        life.quiet().await;
-        let shown = life.operations.network_show().await.unwrap();
-        assert_eq!(shown.drift, Vec::<String>::new(), "{commits}");
-        assert_eq!(life.operations.network_open().await.unwrap(), None, "{commits}");
-        if !is_killed {
+    let options = Options { on_failure: OnFailure::Keep, ..Options::default() };
+    for commit in 1.. {
+        let refuse = |kernel: &Faulty| kernel.refuse_at.store(20, Ordering::SeqCst);
+        let one = killed_at(commit, false, None, options, refuse, 50.0).await;
+        if !one.is_killed {
+            let ending = one.life.operations.network_history(1).await.unwrap()[0].ending;
+            assert!(commit > 6 && ending == Ending::Kept, "{commit}: {ending:?}");
             break;
         }
-        commits += 1;
     }
-    assert!(commits > 6, "{commits}");
 }
 
 #[tokio::test(start_paused = true)]
