@@ -7,9 +7,11 @@
 //! 6  main.rs  bin/dom0ctl.rs  agent      entrances and the composition root, the only room that knows every room
 //!    ctl  logging                        dom0ctl's commands (a client: knows wire, never api); the daemon's log
 //! 5  api                                 the verb table: names, typed parameters, roles -> a read, or a job
+//!    metrics                             what monitoring reads, on a listener of its own
 //! 4  operation                           plans made of serialised steps, and the executor that runs each kind
 //! 3  vm  host  network                   the domains: pure machines and planners, and their records
-//! 2  job  event  wire                    the engine, the numbered events, XML-RPC over TLS
+//!    manager                             delivers events and statistics to the manager
+//! 2  job  event  stats  wire             the engine, the numbered events, the figures and their history, XML-RPC over TLS
 //! 1  xen  kernel  machine                drivers: a trait per world, each with a real and a simulated body
 //! 0  model  store  config  sim           types that cannot be wrong, the store, settings, the simulated world
 //! ```
@@ -28,6 +30,7 @@ pub mod model;
 pub mod network;
 pub mod operation;
 pub mod sim;
+pub mod stats;
 pub mod store;
 pub mod vm;
 pub mod wire;

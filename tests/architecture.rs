@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["model", "store", "config", "sim"],
     &["xen", "kernel", "machine"],
-    &["job", "event", "wire"],
-    &["vm", "host", "network"],
+    &["job", "event", "stats", "wire"],
+    &["vm", "host", "network", "manager"],
     &["operation"],
-    &["api"],
+    &["api", "metrics"],
     &["agent", "ctl", "logging", "main", "bin"],
 ];
 

@@ -1,0 +1,17 @@
+//! Statistics: what the host and its domains do, sampled together and kept for a year.
+//!
+//! Words: a *metric* is one kind of figure, with its unit, its source and its resolution ([`metric`] has the table of
+//! all); a *figure* is a metric's value for one *object* (the host, dom0, a VM), and where there are several of a kind
+//! for one *instance* (a vif, a disk, a CPU); a *sweep* is all figures of all objects read at one moment, one reading
+//! a source and no process a domain; a *series* is the history of one figure.
+//!
+//! Counters are kept in a sweep as their sources count; what a series keeps of them is their rate a second.
+//!
+//! What a guest writes into XenStore is the guest's word: it is read within bounds, checked, and changes only that
+//! guest's own figures.
+
+pub mod metric;
+pub mod sweep;
+
+pub use metric::{METRICS, Metric, MetricId};
+pub use sweep::{Figure, Object, ObjectFigures, Sweep};
