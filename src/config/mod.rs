@@ -24,6 +24,7 @@ pub struct Settings {
     pub access: Access,
     pub jobs: Jobs,
     pub events: Events,
+    pub manager: Manager,
     pub vm: Vm,
     pub migration: Migration,
     pub log: Log,
@@ -145,6 +146,27 @@ pub struct Events {
     pub history: usize,
 }
 
+/// What is sent to the manager that owns the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Manager {
+    /// Deliver to an `http://` URL too. All that is told can then be read on the way.
+    pub plain_http: bool,
+    pub without_certificate: WithoutCertificate,
+    /// One POST, from its beginning to the end of its answer.
+    pub post_timeout_ms: u64,
+}
+
+/// What becomes of delivery to a manager that gave no certificate when it took ownership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WithoutCertificate {
+    /// The certificate seen at the first connection is pinned.
+    FirstSeen,
+    /// Nothing is delivered.
+    Refuse,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vm {
@@ -216,6 +238,7 @@ impl Default for Settings {
             access: Access::default(),
             jobs: Jobs::default(),
             events: Events::default(),
+            manager: Manager::default(),
             vm: Vm::default(),
             migration: Migration::default(),
             log: Log::default(),
@@ -280,6 +303,16 @@ impl Default for Jobs {
 impl Default for Events {
     fn default() -> Self {
         Self { history: 100_000 }
+    }
+}
+
+impl Default for Manager {
+    fn default() -> Self {
+        Self {
+            plain_http: false,
+            without_certificate: WithoutCertificate::FirstSeen,
+            post_timeout_ms: 30_000,
+        }
     }
 }
 

@@ -72,6 +72,10 @@ pub enum ServerTrust {
     Pinned { der: Vec<u8> },
     /// One with this SHA-256 (lower-case hex), or issued by a CA with it; whatever names stand in it.
     Fingerprint { sha256: String },
+    /// Exactly this one (DER); or one that it issued, if it is a CA, for the name that is called.
+    PinnedOrIssued { der: Vec<u8> },
+    /// Whoever answers; the SHA-256 of what it shows is left here.
+    FirstSeen { seen: Arc<std::sync::Mutex<Option<String>>> },
 }
 
 /// What we show. Both may be given: the other end takes what it accepts.
@@ -127,7 +131,12 @@ impl Client {
         trust: &ServerTrust,
         credentials: &Credentials,
     ) -> Result<Self, ClientError> {
-        let (config, name) = client_config(address, trust, credentials.certificate.as_ref())?;
+        let name = match trust {
+            ServerTrust::Ca { name: Some(given), .. } => ServerName::try_from(given.clone())
+                .map_err(|_| TlsError::Unusable(rustls::Error::General("no server name".to_owned())))?,
+            _ => ServerName::from(address.ip()),
+        };
+        let config = client_config(trust, credentials.certificate.as_ref())?;
         let target = Target::Tls { address, name, connector: TlsConnector::from(Arc::new(config)) };
         Ok(Self::new(target, host_of(address), authorization(credentials.password.as_ref())))
     }
@@ -294,7 +303,7 @@ impl Client {
     }
 }
 
-async fn tcp(address: SocketAddr) -> std::io::Result<TcpStream> {
+pub(super) async fn tcp(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -313,33 +322,26 @@ fn authorization(password: Option<&Secret>) -> Option<HeaderValue> {
     Some(value)
 }
 
-fn client_config(
-    address: SocketAddr,
+/// What a connection to somebody whom we trust by `trust` is made with.
+pub(super) fn client_config(
     trust: &ServerTrust,
     identity: Option<&TlsIdentity>,
-) -> Result<(rustls::ClientConfig, ServerName<'static>), TlsError> {
+) -> Result<rustls::ClientConfig, TlsError> {
     let provider = provider();
     let unusable = |error: rustls::Error| TlsError::Unusable(error);
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(unusable)?;
-    let mut name = ServerName::from(address.ip());
+    let pinned = |pin| Arc::new(Pinned { pin, provider: provider.clone() });
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        ServerTrust::Ca { der, name: given } => {
-            if let Some(given) = given {
-                name = ServerName::try_from(given.clone())
-                    .map_err(|_| unusable(rustls::Error::General("no server name".to_owned())))?;
-            }
-            let mut roots = RootCertStore::empty();
-            roots.add(CertificateDer::from(der.clone())).map_err(unusable)?;
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .map_err(|error| unusable(rustls::Error::General(error.to_string())))?
+        ServerTrust::Ca { der, .. } => issued_by(der, &provider)?,
+        ServerTrust::Pinned { der } => pinned(Pin::Der(der.clone(), None)),
+        // One that is no CA (or an old one, which the library refuses as an anchor) is matched and no more.
+        ServerTrust::PinnedOrIssued { der } => {
+            pinned(Pin::Der(der.clone(), issued_by(der, &provider).ok().map(|by| by as _)))
         }
-        ServerTrust::Pinned { der } => Arc::new(Pinned { pin: Pin::Der(der.clone()), provider }),
-        ServerTrust::Fingerprint { sha256 } => {
-            Arc::new(Pinned { pin: Pin::Fingerprint(sha256.clone()), provider })
-        }
+        ServerTrust::Fingerprint { sha256 } => pinned(Pin::Fingerprint(sha256.clone())),
+        ServerTrust::FirstSeen { seen } => pinned(Pin::FirstSeen(Arc::clone(seen))),
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match identity {
@@ -350,15 +352,24 @@ fn client_config(
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok((config, name))
+    Ok(config)
+}
+
+fn issued_by(der: &[u8], provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(der.to_owned())).map_err(TlsError::Unusable)?;
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .build()
+        .map_err(|error| TlsError::Unusable(rustls::Error::General(error.to_string())))
 }
 
 #[derive(Debug)]
 enum Pin {
-    /// This certificate and no other, whatever names and dates stand in it.
-    Der(Vec<u8>),
+    /// This certificate, whatever names and dates stand in it; or what the verifier accepts, if there is one.
+    Der(Vec<u8>, Option<Arc<dyn ServerCertVerifier>>),
     /// As [`ServerTrust::Fingerprint`] says, within its dates.
     Fingerprint(String),
+    FirstSeen(Arc<std::sync::Mutex<Option<String>>>),
 }
 
 #[derive(Debug)]
@@ -372,12 +383,21 @@ impl ServerCertVerifier for Pinned {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let accepted = match &self.pin {
-            Pin::Der(der) => end_entity.as_ref() == der,
+            Pin::Der(der, None) => end_entity.as_ref() == der,
+            Pin::Der(der, Some(_)) if end_entity.as_ref() == der => true,
+            Pin::Der(_, Some(issued)) => {
+                return issued.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+            }
+            Pin::FirstSeen(seen) => {
+                let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                *seen = Some(super::fingerprint(end_entity));
+                true
+            }
             Pin::Fingerprint(sha256) => {
                 let chain: Vec<CertificateDer<'_>> =
                     std::iter::once(end_entity).chain(intermediates).cloned().collect();

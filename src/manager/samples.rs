@@ -1,0 +1,312 @@
+//! The stream of statistics: sweeps wait in an outbox until the manager took them, a bounded number of them. What is
+//! pushed out there is told as a gap; the host's own history has it still.
+//!
+//! A number is the sweep's time in ms (made to rise, whatever the clock does) and how many of its objects are sent:
+//! a large sweep goes in several batches.
+
+use super::cloudevents::Body;
+use super::source::{Batch, Gap, Limit, Source, SourceError, Stream};
+use crate::model::Timestamp;
+use crate::stats::Sweep;
+use futures_util::future::{BoxFuture, FutureExt};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Sweeps that wait at most, and figures in all of them together: some 5 MB.
+const MOST_SWEEPS: usize = 30;
+const MOST_FIGURES: usize = 100_000;
+/// The lower bits of a number: objects of the sweep that are sent; all of these: the whole sweep.
+const PART_BITS: u32 = 16;
+const WHOLE: u64 = (1 << PART_BITS) - 1;
+/// So many objects are written without giving way to others.
+const AT_ONCE: usize = 64;
+
+/// The number of a whole sweep.
+fn whole(at_ms: u64) -> u64 {
+    (at_ms << PART_BITS) | WHOLE
+}
+
+fn split(number: u64) -> (u64, u64) {
+    (number >> PART_BITS, number & WHOLE)
+}
+
+#[derive(Debug, Clone)]
+struct Sample {
+    at_ms: u64,
+    /// The one before, sent or not; `None` for the first since the agent's start.
+    previous_ms: Option<u64>,
+    interval: Duration,
+    sweep: Arc<Sweep>,
+}
+
+impl Sample {
+    /// What is missing between the cursor and this.
+    fn gap(&self, after: u64) -> Option<Gap> {
+        let (done_ms, part) = split(after);
+        let torn = part != WHOLE;
+        let to = self.at_ms.saturating_sub(1);
+        let missing = match self.previous_ms {
+            Some(previous_ms) => previous_ms > done_ms || torn,
+            // Nobody knows what an earlier life had; a longer silence than usual is told.
+            None => torn || Duration::from_millis(to.saturating_sub(done_ms)) > 2 * self.interval,
+        };
+        let from = if torn { done_ms } else { done_ms + 1 };
+        (missing && after > 0).then_some(Gap { from, to })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    samples: VecDeque<Sample>,
+    figures: usize,
+    last: Option<(u64, Instant)>,
+}
+
+/// Sweeps on their way.
+#[derive(Debug)]
+pub struct Outbox {
+    waiting: Mutex<Waiting>,
+    newest: watch::Sender<u64>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), newest: watch::Sender::new(0) }
+    }
+}
+
+fn figures(sweep: &Sweep) -> usize {
+    sweep.objects.iter().map(|object| object.figures.len()).sum()
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a sweep over if it is time for one. The oldest go if there are too many.
+    pub fn offer(&self, sweep: &Arc<Sweep>, interval: Duration) {
+        let mut waiting = self.lock();
+        // A sweep comes a little early or late: the nearest one is taken.
+        let early = interval / 8;
+        let due = |last: Instant| sweep.instant.saturating_duration_since(last) + early >= interval;
+        if waiting.last.is_some_and(|(_, instant)| !due(instant)) {
+            return;
+        }
+        let previous_ms = waiting.last.map(|(at_ms, _)| at_ms);
+        let at_ms = previous_ms.map_or(sweep.at.0, |before| sweep.at.0.max(before + 1));
+        waiting.last = Some((at_ms, sweep.instant));
+        waiting.figures += figures(sweep);
+        waiting.samples.push_back(Sample { at_ms, previous_ms, interval, sweep: Arc::clone(sweep) });
+        while waiting.samples.len() > 1
+            && (waiting.samples.len() > MOST_SWEEPS || waiting.figures > MOST_FIGURES)
+        {
+            waiting.drop_oldest();
+        }
+        drop(waiting);
+        self.newest.send_replace(whole(at_ms));
+    }
+
+    fn forget(&self, taken: u64) {
+        let mut waiting = self.lock();
+        while waiting.samples.front().is_some_and(|sample| whole(sample.at_ms) <= taken) {
+            waiting.drop_oldest();
+        }
+    }
+
+    /// The first sample that is not wholly sent.
+    fn first_after(&self, after: u64) -> Option<Sample> {
+        self.lock().samples.iter().find(|sample| whole(sample.at_ms) > after).cloned()
+    }
+}
+
+impl Waiting {
+    fn drop_oldest(&mut self) {
+        if let Some(sample) = self.samples.pop_front() {
+            self.figures = self.figures.saturating_sub(figures(&sample.sweep));
+        }
+    }
+}
+
+pub struct SampleSource {
+    outbox: Arc<Outbox>,
+    log: String,
+    source: String,
+}
+
+impl SampleSource {
+    pub fn new(outbox: Arc<Outbox>, log: String, source: String) -> Self {
+        Self { outbox, log, source }
+    }
+
+    async fn batch(&self, sample: &Sample, after: u64, limit: Limit) -> Batch {
+        let mut body = Body::new(&self.source, &self.log);
+        let (done_ms, part) = split(after);
+        let goes_on = done_ms == sample.at_ms;
+        let gap = if goes_on { None } else { sample.gap(after) };
+        if let Some(gap) = gap {
+            body.gap(Stream::Statistics, gap, Timestamp::now());
+        }
+        let begin = if goes_on { usize::try_from(part).unwrap_or(usize::MAX) } else { 0 };
+        let objects = &sample.sweep.objects;
+        let interval_s = u32::try_from(sample.interval.as_secs()).unwrap_or(u32::MAX);
+        let mut items = 0;
+        for object in objects.iter().skip(begin).take(limit.items) {
+            let before = body.len();
+            body.sample(Timestamp(sample.at_ms), interval_s, object);
+            if items > 0 && body.len() > limit.bytes {
+                body.cut_back(before);
+                break;
+            }
+            items += 1;
+            if items % AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let done = begin.saturating_add(items);
+        let last = match u64::try_from(done) {
+            Ok(part) if done < objects.len() && part < WHOLE => (sample.at_ms << PART_BITS) | part,
+            _ => whole(sample.at_ms),
+        };
+        Batch { body: body.finish(), last, items, gap, trace: None }
+    }
+}
+
+impl Source for SampleSource {
+    fn next(&self, after: u64, limit: Limit) -> BoxFuture<'_, Result<Batch, SourceError>> {
+        async move {
+            self.outbox.forget(after);
+            let mut newest = self.outbox.newest.subscribe();
+            loop {
+                newest.mark_unchanged();
+                if let Some(sample) = self.outbox.first_after(after) {
+                    return Ok(self.batch(&sample, after, limit).await);
+                }
+                // The sender lives as long as we do.
+                let _ = newest.changed().await;
+            }
+        }
+        .boxed()
+    }
+
+    fn newest(&self) -> u64 {
+        *self.outbox.newest.borrow()
+    }
+
+    /// From now on: what was measured before belonged to nobody.
+    fn start(&self, since: Timestamp) -> BoxFuture<'_, Result<u64, SourceError>> {
+        let begin = self.newest().max(whole(since.0.saturating_sub(1)));
+        async move { Ok(begin) }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::{Figure, MetricId, Object, ObjectFigures};
+    use crate::xen::DomId;
+    use serde_json::Value;
+
+    const EVERY: Duration = Duration::from_secs(20);
+
+    fn sweep(at_ms: u64, objects: u32, start: Instant) -> Arc<Sweep> {
+        let figure = Figure { metric: MetricId(0), instance: None, value: 1.0 };
+        let object = |domid| ObjectFigures {
+            object: Object::Domain(DomId(domid)),
+            name: "d".into(),
+            domid: Some(DomId(domid)),
+            figures: vec![figure.clone()],
+        };
+        Arc::new(Sweep {
+            at: Timestamp(at_ms),
+            instant: start + Duration::from_millis(at_ms),
+            took: Duration::ZERO,
+            objects: (0..objects).map(object).collect(),
+            problems: Vec::new(),
+        })
+    }
+
+    fn source() -> (Arc<Outbox>, SampleSource) {
+        let outbox = Arc::new(Outbox::default());
+        (Arc::clone(&outbox), SampleSource::new(outbox, "log".to_owned(), "us".to_owned()))
+    }
+
+    const MANY: Limit = Limit { items: 1000, bytes: 1 << 20 };
+
+    fn ids(batch: &Batch) -> Vec<String> {
+        let list: Vec<Value> = serde_json::from_slice(&batch.body).unwrap();
+        list.iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_sweep_an_interval_is_taken_over_the_one_that_is_nearest() {
+        let (outbox, source) = source();
+        let start = Instant::now();
+        for at_ms in [0, 10_000, 19_500, 29_500, 39_600] {
+            outbox.offer(&sweep(at_ms, 1, start), EVERY);
+        }
+        let mut cursor = 0;
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            let batch = source.next(cursor, MANY).await.unwrap();
+            taken.extend(ids(&batch));
+            cursor = batch.last;
+        }
+        assert_eq!(taken, ["0-domain/0", "19500-domain/0", "39600-domain/0"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_sweep_goes_in_parts_and_none_of_it_twice() {
+        let (outbox, source) = source();
+        outbox.offer(&sweep(5, 7, Instant::now()), EVERY);
+        let limit = Limit { items: 3, ..MANY };
+        let (mut cursor, mut seen) = (0, Vec::new());
+        for expected in [3, 3, 1] {
+            let batch = source.next(cursor, limit).await.unwrap();
+            assert_eq!((batch.items, batch.gap), (expected, None));
+            seen.extend(ids(&batch));
+            cursor = batch.last;
+        }
+        assert_eq!(seen, (0..7).map(|n| format!("5-domain/{n}")).collect::<Vec<_>>());
+        assert_eq!(cursor, source.newest());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_pushed_out_is_one_gap_and_what_was_never_sent_is_told_after_a_restart() {
+        let (outbox, source) = source();
+        let start = Instant::now();
+        outbox.offer(&sweep(1_000_000, 2, start), EVERY);
+        let first = source.next(0, MANY).await.unwrap();
+        for n in 1..100_u64 {
+            outbox.offer(&sweep(1_000_000 + n * 20_000, 2, start), EVERY);
+        }
+        let after = source.next(first.last, MANY).await.unwrap();
+        let oldest = 1_000_000 + 70 * 20_000;
+        assert_eq!(after.gap, Some(Gap { from: 1_000_001, to: oldest - 1 }));
+        assert_eq!(source.next(after.last, MANY).await.unwrap().gap, None);
+        // Another life, which knows the cursor alone.
+        let (outbox, source) = self::source();
+        outbox.offer(&sweep(9_000_000, 1, start), EVERY);
+        let batch = source.next(whole(4_000_000), MANY).await.unwrap();
+        assert_eq!(batch.gap, Some(Gap { from: 4_000_001, to: 8_999_999 }));
+        assert_eq!(source.next(whole(8_970_000), MANY).await.unwrap().gap, None, "no longer than usual");
+        let torn = source.next((8_990_000 << PART_BITS) | 3, MANY).await.unwrap();
+        assert_eq!(torn.gap, Some(Gap { from: 8_990_000, to: 8_999_999 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_goes_back_does_not_turn_the_order() {
+        let (outbox, source) = source();
+        let start = Instant::now();
+        outbox.offer(&sweep(1_000_000, 1, start), EVERY);
+        let mut back = Sweep::clone(&sweep(1_020_000, 1, start));
+        back.at = Timestamp(500);
+        outbox.offer(&Arc::new(back), EVERY);
+        let first = source.next(0, MANY).await.unwrap();
+        let second = source.next(first.last, MANY).await.unwrap();
+        assert_eq!((ids(&second)[0].as_str(), second.gap), ("1000001-domain/0", None));
+    }
+}

@@ -1,0 +1,211 @@
+//! The history over days and restarts, against a plain list of all values.
+
+use super::*;
+use crate::model::VmId;
+use crate::stats::query::{QueryError, Question};
+use crate::stats::{Figure, MetricId};
+use crate::xen::DomId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// A full day since 1970, so that hours and days begin together.
+const BEGIN_S: u64 = 20_000 * 86_400;
+
+fn vm() -> VmId {
+    VmId::parse("0004fb00-0006-0000-aaaa-bbbbccccdddd").unwrap()
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    history: History,
+    origin: Instant,
+    now_s: u64,
+    domid: u32,
+    cpu_s: f64,
+}
+
+fn figure(name: &str, instance: Option<&str>, value: f64) -> Figure {
+    Figure { metric: MetricId::parse(name).unwrap(), instance: instance.map(Arc::from), value }
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(&folder.path().join("stats")).unwrap();
+        Self { folder, history, origin: Instant::now(), now_s: BEGIN_S, domid: 3, cpu_s: 0.0 }
+    }
+
+    /// Another agent, with what is on disk.
+    fn restart(&mut self) {
+        self.history = History::open(&self.folder.path().join("stats")).unwrap();
+    }
+
+    /// A sweep every ten seconds until so many seconds after the begin; in hour h the VM uses (h mod 10) tenths of
+    /// a CPU and has h MiB.
+    fn until(&mut self, end_s: u64) {
+        while self.now_s < BEGIN_S + end_s {
+            let hour = (self.now_s - BEGIN_S) / 3600;
+            self.cpu_s += (hour % 10) as f64;
+            self.now_s += 10;
+            let figures = vec![figure("cpu_time", None, self.cpu_s), figure("memory", None, hour as f64)];
+            let object = ObjectFigures {
+                object: Object::Vm(vm()),
+                name: "web".into(),
+                domid: Some(DomId(self.domid)),
+                figures,
+            };
+            // A sweep is of the ten seconds before it.
+            let sweep = Sweep {
+                at: Timestamp((self.now_s - 1) * 1000),
+                instant: self.origin + Duration::from_secs(self.now_s - BEGIN_S),
+                took: Duration::ZERO,
+                objects: vec![object],
+                problems: Vec::new(),
+            };
+            assert_eq!(self.history.record(&sweep), 0);
+        }
+    }
+
+    fn ask(&self, series: &str, from_s: u64, to_s: u64, step_s: u64) -> (u64, Vec<Option<f32>>) {
+        let question = Question {
+            object: Object::Vm(vm()),
+            series: SeriesKey::parse(series).unwrap(),
+            from_s: BEGIN_S + from_s,
+            to_s: BEGIN_S + to_s,
+            step_s,
+        };
+        let answer = self.history.query(&question, Timestamp(self.now_s * 1000)).unwrap();
+        (answer.resolution_s, answer.values)
+    }
+}
+
+#[test]
+fn each_time_is_answered_at_its_own_fineness_up_to_the_last_sweep() {
+    let mut world = World::new();
+    world.until(3 * 86_400 + 5 * 3600 + 30);
+    let end = 3 * 86_400 + 5 * 3600 + 30;
+    let (resolution, values) = world.ask("cpu_time", end - 300, end - 10, 0);
+    assert_eq!((resolution, values.len()), (10, 30));
+    // Day 3, hour 4 is the 76th hour: 0.6; hour 5 the 77th: 0.7.
+    assert_eq!(values[..27], [Some(0.6); 27]);
+    assert_eq!(values[27..], [Some(0.7); 3]);
+    let (resolution, values) = world.ask("cpu_time", end - 3630, end - 30, 0);
+    assert_eq!((resolution, values.len()), (60, 61));
+    assert!(values[..60].iter().all(|value| *value == Some(0.6)), "{values:?}");
+    assert_eq!(values[60], Some(0.7), "the minute that is not over");
+    let (resolution, values) = world.ask("memory", end - 24 * 3600 - 30, end - 30, 0);
+    assert_eq!((resolution, values.len()), (3600, 25));
+    let expected: Vec<_> = (53..=77).map(|hour| Some(hour as f32)).collect();
+    assert_eq!(values, expected);
+    let (resolution, values) = world.ask("memory", 0, end, 86_400);
+    assert_eq!(resolution, 3600);
+    let day = |from: u32, to: u32| Some((from..=to).sum::<u32>() as f32 / (to - from + 1) as f32);
+    assert_eq!(values, [day(0, 23), day(24, 47), day(48, 71), day(72, 77)]);
+    // Further back than hours reach.
+    world.until(20 * 86_400);
+    let (resolution, values) = world.ask("memory", 0, 3 * 86_400 - 1, 0);
+    assert_eq!((resolution, values), (86_400, vec![day(0, 23), day(24, 47), day(48, 71)]));
+}
+
+#[test]
+fn an_agent_that_starts_again_goes_on_and_a_time_without_one_is_empty() {
+    let mut world = World::new();
+    world.until(2 * 3600 + 1800);
+    world.history.flush();
+    world.restart();
+    // Ten minutes nobody looked.
+    world.now_s += 600;
+    world.until(4 * 3600);
+    let (_, values) = world.ask("memory", 3600, 4 * 3600 - 10, 60);
+    assert_eq!(values.len(), 180);
+    assert_eq!(values[..90].iter().flatten().count(), 90, "{values:?}");
+    assert!(values[91..100].iter().all(Option::is_none), "{values:?}");
+    assert!(values[101..].iter().all(Option::is_some), "{values:?}");
+    let (_, hours) = world.ask("memory", 0, 4 * 3600 - 1, 3600);
+    assert_eq!(hours, [Some(0.0), Some(1.0), Some(2.0), Some(3.0)]);
+    // Killed, not stopped: the last minutes in memory go, what was written stays.
+    world.until(4 * 3600 + 1830);
+    world.restart();
+    world.now_s += 3 * 3600;
+    world.until(8 * 3600);
+    let (_, hours) = world.ask("memory", 0, 8 * 3600 - 1, 3600);
+    assert_eq!(hours[..5], [Some(0.0), Some(1.0), Some(2.0), Some(3.0), Some(4.0)]);
+    assert_eq!(hours[5..7], [None, None]);
+}
+
+#[test]
+fn a_domain_that_began_anew_counts_from_there_and_never_backwards() {
+    let mut world = World::new();
+    world.until(3600 + 120);
+    world.domid = 4;
+    world.cpu_s = 0.0;
+    world.until(3600 + 240);
+    let (_, values) = world.ask("cpu_time", 3600 + 60, 3600 + 230, 0);
+    let known: BTreeMap<bool, usize> = values.iter().fold(BTreeMap::new(), |mut map, value| {
+        *map.entry(value.is_some()).or_default() += 1;
+        map
+    });
+    assert_eq!(known, BTreeMap::from([(false, 1), (true, 17)]));
+    assert!(values.iter().flatten().all(|value| (*value - 0.1).abs() < 1e-6), "{values:?}");
+}
+
+#[test]
+fn a_question_that_cannot_be_answered_says_what_can() {
+    let mut world = World::new();
+    world.until(60);
+    let ask = |object, series: &str, from_s, to_s, step_s| {
+        let series = SeriesKey::parse(series).unwrap();
+        let question = Question { object, series, from_s, to_s, step_s };
+        world.history.query(&question, Timestamp(world.now_s * 1000)).unwrap_err()
+    };
+    let own = Object::Vm(vm());
+    assert!(matches!(ask(Object::Dom0, "memory", 0, 1, 0), QueryError::NoObject(_)));
+    let none = ask(own, "vcpus", BEGIN_S, BEGIN_S + 1, 0);
+    assert!(none.to_string().contains("it has: memory, cpu_time"), "{none}");
+    assert!(matches!(ask(own, "memory", BEGIN_S + 1, BEGIN_S, 0), QueryError::Backward));
+    let many = ask(own, "memory", BEGIN_S, BEGIN_S + 1_000_000, 10);
+    assert!(matches!(many, QueryError::TooMany(_, _)), "{many}");
+}
+
+#[test]
+fn a_file_that_is_damaged_or_cannot_be_written_costs_only_itself() {
+    let mut world = World::new();
+    world.until(7200);
+    let path = world.folder.path().join("stats").join(format!("vm-{}.ring", vm()));
+    std::fs::write(&path, b"garbage").unwrap();
+    world.restart();
+    world.until(2 * 7200);
+    assert!(world.ask("memory", 7200, 2 * 7200 - 60, 60).1.iter().flatten().count() > 100);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let figures = vec![figure("memory", None, 1.0)];
+    let sweep = |at_s: u64| Sweep {
+        at: Timestamp(at_s * 1000),
+        instant: world.origin + Duration::from_secs(at_s - BEGIN_S),
+        took: Duration::ZERO,
+        objects: vec![ObjectFigures {
+            object: Object::Vm(vm()),
+            name: "web".into(),
+            domid: Some(DomId(3)),
+            figures: figures.clone(),
+        }],
+        problems: Vec::new(),
+    };
+    assert_eq!(world.history.record(&sweep(world.now_s + 60)), 1);
+}
+
+#[test]
+fn files_of_vms_that_are_no_more_go_after_a_week() {
+    let mut world = World::new();
+    world.until(120);
+    world.history.flush();
+    assert_eq!(world.history.objects().len(), 1);
+    assert_eq!(world.history.prune(|_| false), 0, "too young");
+    let path = world.folder.path().join("stats").join(format!("vm-{}.ring", vm()));
+    let old = std::time::SystemTime::now() - KEEP_UNKNOWN - Duration::from_secs(60);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+    assert_eq!(world.history.prune(|_| true), 0, "known");
+    assert_eq!(world.history.prune(|_| false), 1);
+    assert!(!path.exists());
+}

@@ -1,0 +1,140 @@
+//! Questions to the history: which series there are, and their values over a time.
+
+use super::history::{History, Known, slot};
+use super::recent::{ROWS, SLOT_S};
+use super::ring::Tier;
+use super::series::SeriesKey;
+use super::sweep::Object;
+use crate::model::Timestamp;
+use std::io;
+
+/// Points in one answer.
+pub const MAX_POINTS: u64 = 1000;
+
+/// What is asked for. Times in seconds since 1970.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    pub object: Object,
+    pub series: SeriesKey,
+    pub from_s: u64,
+    pub to_s: u64,
+    /// Seconds between two points; 0: as fine as it is kept, but no more points than [`MAX_POINTS`].
+    pub step_s: u64,
+}
+
+/// Values at equal distances; each is the mean of the time from its point to the next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The first point.
+    pub from_s: u64,
+    pub step_s: u64,
+    /// How fine the values are that went in: 10, 60, 3600 or 86,400 s.
+    pub resolution_s: u64,
+    pub values: Vec<Option<f32>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    #[error("nothing is known of {0}")]
+    NoObject(Object),
+    #[error("{object} has no series {series}; it has: {has}")]
+    NoSeries { object: Object, series: SeriesKey, has: String },
+    #[error("the time ends before it begins")]
+    Backward,
+    #[error("{0} points are asked for; allowed: at most {MAX_POINTS}, so a step of {1} s or more, or step 0")]
+    TooMany(u64, u64),
+    #[error("the history cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// How fine a history is, and how far it reaches back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grain {
+    Sweep,
+    Kept(Tier),
+}
+
+const GRAINS: [Grain; 4] =
+    [Grain::Sweep, Grain::Kept(Tier::Minute), Grain::Kept(Tier::Hour), Grain::Kept(Tier::Day)];
+
+impl Grain {
+    fn seconds(self) -> u64 {
+        match self {
+            Self::Sweep => SLOT_S,
+            Self::Kept(tier) => tier.seconds(),
+        }
+    }
+
+    fn reach_s(self) -> u64 {
+        match self {
+            Self::Sweep => u64::from(ROWS) * SLOT_S,
+            Self::Kept(tier) => u64::from(tier.rows()) * tier.seconds(),
+        }
+    }
+
+    /// The finest that reaches back so far and gives no more points than allowed; or than fit the step.
+    fn of(question: &Question, now_s: u64) -> Self {
+        let span = question.to_s.saturating_sub(question.from_s);
+        let age = now_s.saturating_sub(question.from_s);
+        let fits = |grain: &&Self| match question.step_s {
+            0 => span / grain.seconds() <= MAX_POINTS,
+            // One that is coarser than the step would say the same value twice.
+            step => grain.seconds() * 60 > step,
+        };
+        let reaches = |grain: &&Self| age <= grain.reach_s();
+        let coarsest = Self::Kept(Tier::Day);
+        let found = GRAINS.iter().filter(reaches).find(fits).or_else(|| GRAINS.iter().find(reaches));
+        found.copied().unwrap_or(coarsest)
+    }
+}
+
+impl History {
+    /// Blocking.
+    pub fn series(&self, object: Object) -> Result<Vec<SeriesKey>, QueryError> {
+        let known = self.known(object)?.ok_or(QueryError::NoObject(object))?;
+        Ok(known.series().iter().filter(|key| key.metric().is_some()).cloned().collect())
+    }
+
+    /// Blocking.
+    pub fn query(&self, question: &Question, now: Timestamp) -> Result<Answer, QueryError> {
+        if question.to_s < question.from_s {
+            return Err(QueryError::Backward);
+        }
+        let known = self.known(question.object)?.ok_or(QueryError::NoObject(question.object))?;
+        let column = known.column(&question.series).ok_or_else(|| QueryError::NoSeries {
+            object: question.object,
+            series: question.series.clone(),
+            has: known.series().iter().take(64).map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        })?;
+        let grain = Grain::of(question, now.0 / 1000);
+        let step_s = match question.step_s {
+            0 => grain.seconds(),
+            step => step.max(grain.seconds()).next_multiple_of(grain.seconds()),
+        };
+        let from_s = question.from_s / step_s * step_s;
+        let points = (question.to_s - from_s) / step_s + 1;
+        if points > MAX_POINTS {
+            let least = (question.to_s - from_s) / MAX_POINTS + 1;
+            return Err(QueryError::TooMany(points, least.next_multiple_of(grain.seconds())));
+        }
+        let values = (0..points).map(|point| mean(&known, column, grain, from_s + point * step_s, step_s));
+        Ok(Answer { from_s, step_s, resolution_s: grain.seconds(), values: values.collect() })
+    }
+}
+
+/// Of the time from a point on.
+fn mean(known: &Known, column: usize, grain: Grain, from_s: u64, step_s: u64) -> Option<f32> {
+    let at = |seconds: u64| slot(Timestamp(seconds.saturating_mul(1000)), grain.seconds());
+    let (mut sum, mut count) = (0.0_f64, 0_u32);
+    for slot in at(from_s)..at(from_s.saturating_add(step_s)) {
+        let value = match grain {
+            Grain::Sweep => known.sweep(column, slot),
+            Grain::Kept(tier) => known.value(column, tier, slot),
+        };
+        if let Some(value) = value {
+            (sum, count) = (sum + f64::from(value), count + 1);
+        }
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "a mean of f32 is one")]
+    (count > 0).then(|| (sum / f64::from(count)) as f32)
+}
