@@ -10,8 +10,13 @@
 //! What a guest writes into XenStore is the guest's word: it is read within bounds, checked, and changes only that
 //! guest's own figures.
 
+pub mod assemble;
+pub mod meter;
 pub mod metric;
+pub mod sampler;
 pub mod sweep;
 
+pub use assemble::Roster;
 pub use metric::{METRICS, Metric, MetricId};
+pub use sampler::{Counts, Sampler, Sources};
 pub use sweep::{Figure, Object, ObjectFigures, Sweep};

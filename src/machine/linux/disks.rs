@@ -55,7 +55,8 @@ fn each(root: &Path, max: usize, wanted: impl Fn(u32) -> bool) -> Result<Vec<Vbd
 /// `vbd-3-51712`
 fn numbers(name: &str) -> Option<(u32, u32)> {
     let (domid, device) = name.strip_prefix("vbd-")?.split_once('-')?;
-    Some((domid.parse().ok()?, device.parse().ok()?))
+    let plain = |text: &str| text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    Some((plain(domid)?, plain(device)?))
 }
 
 fn read(statistics: &Path) -> Option<DiskTraffic> {

@@ -353,8 +353,9 @@ mod tests {
         for (n, value) in numbers.iter().enumerate() {
             request[8 + 4 * n..12 + 4 * n].copy_from_slice(&value.to_ne_bytes());
         }
-        let mut put = |at: usize, pages: u64| request[at..at + 8].copy_from_slice(&pages.to_ne_bytes());
-        [(48, 1000), (56, 300), (64, 5), (72, 100), (80, 4096)].map(|(at, pages)| put(at, pages));
+        for (at, pages) in [(48, 1000_u64), (56, 300), (64, 5), (72, 100), (80, 4096)] {
+            request[at..at + 8].copy_from_slice(&pages.to_ne_bytes());
+        }
         let told = Physical { total: KiB(4000), free: KiB(800), cpus: 16 };
         assert_eq!(physical(&request), Some(told));
         request[56..64].copy_from_slice(&1001_u64.to_ne_bytes());
