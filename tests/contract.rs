@@ -11,6 +11,8 @@ mod dhcp;
 mod env;
 #[path = "contract/kernel.rs"]
 mod kernel;
+#[path = "contract/machine.rs"]
+mod machine;
 #[path = "contract/namespace.rs"]
 mod namespace;
 #[path = "contract/real.rs"]
@@ -23,9 +25,11 @@ mod toolstack;
 mod traffic;
 
 use dom0d::kernel::sim::SimKernel;
+use dom0d::machine::linux::LinuxMachine;
 use dom0d::machine::sim::SimMachine;
 use dom0d::model::{MiB, SafePath, VmId};
 use dom0d::sim::{Behaviour, Handle, Options, Reason, process};
+use dom0d::xen::Toolstack;
 use dom0d::xen::sim::SimToolstack;
 use env::{Env, Guests, small_guest, unseen_disk};
 use std::sync::Arc;
@@ -119,6 +123,48 @@ async fn simulated_traffic_of_a_domain_grows_while_it_runs_and_goes_with_it() {
         machine: &SimMachine::new(handle, TIMEOUT),
     };
     traffic::traffic_of_a_domain_grows_while_it_runs_and_goes_with_it(&worlds).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn simulated_figures_of_a_machine_only_grow_where_they_count() {
+    machine::figures_only_grow_where_they_count(&SimMachine::new(Handle::in_process(options()), TIMEOUT))
+        .await;
+}
+
+/// Those of the machine that we run on, which has no Xen as a rule.
+#[tokio::test]
+async fn real_figures_of_a_machine_only_grow_where_they_count() {
+    machine::figures_only_grow_where_they_count(&LinuxMachine::new("/".into())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_simulated_guest_is_believed_only_what_may_be_true() {
+    let world = Handle::in_process(options());
+    let toolstack = SimToolstack::new(world.clone(), TIMEOUT);
+    let config = small_guest();
+    let domid = toolstack.create(&config, false).await.unwrap();
+    let told = || async {
+        let told = toolstack.guest_figures(&[domid]).await.unwrap().remove(0);
+        (told.guest_total.map(|kib| kib.0), told.guest_free.map(|kib| kib.0))
+    };
+    assert_eq!(told().await, (None, None), "it has not booted");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(told().await, (Some(64_512), Some(32_256)));
+    for (free, believed) in [
+        (&b"7"[..], Some(7)),
+        (b"64512", Some(64_512)),
+        (b"64513", None),
+        (b"99999999999999999999", None),
+        (b"\xff\0", None),
+        (&[b'0'; 4096], None),
+        (b"", None),
+    ] {
+        world.guest_writes(config.vm, "data/meminfo_free", free).await.unwrap();
+        assert_eq!(told().await, (Some(64_512), believed), "{free:?}");
+    }
+    assert!(world.guest_writes(config.vm, "data/meminfo_free", &[0; 4097]).await.is_err());
+    world.guest_writes(config.vm, "data/meminfo_total", b"131073").await.unwrap();
+    assert_eq!(told().await, (None, None), "more than the 128 MiB that it may have");
 }
 
 macro_rules! hold_kernel_in_process {

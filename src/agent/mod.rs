@@ -9,6 +9,7 @@
 mod access;
 mod peers;
 mod signals;
+mod statistics;
 mod worlds;
 
 use crate::api::Api;
@@ -210,6 +211,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     }
     tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
     tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));
+    statistics::start(&operations, &stop);
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     Ok(Running { store: opened.store, engine, server, surroundings, stop })
 }

@@ -211,13 +211,26 @@ fn after_it(change: &Change) -> Option<(&IfName, bool)> {
     }
 }
 
-/// `vif2.0: 5871 80 0 0 0 0 0 0 9567 78 …`: bytes received first, bytes sent ninth. The headings have no colon.
+/// `vif2.0: 5871 80 0 0 0 0 0 0 9567 78 …`: bytes, packets, errors and drops received first, sent from the ninth on. The
+/// headings have no colon.
 fn traffic(text: &str) -> Vec<LinkTraffic> {
     let line = |line: &str| {
         let (name, counters) = line.rsplit_once(':')?;
         let mut counters = counters.split_ascii_whitespace();
-        let (received, sent) = (counters.next()?.parse().ok()?, counters.nth(7)?.parse().ok()?);
-        Some(LinkTraffic { name: name.trim().to_owned(), received: Bytes(received), sent: Bytes(sent) })
+        let mut next = |passed_over: usize| counters.nth(passed_over)?.parse().ok();
+        let received = [next(0)?, next(0)?, next(0)?, next(0)?];
+        let sent = [next(4)?, next(0)?, next(0)?, next(0)?];
+        Some(LinkTraffic {
+            name: name.trim().to_owned(),
+            received: Bytes(received[0]),
+            sent: Bytes(sent[0]),
+            received_packets: received[1],
+            sent_packets: sent[1],
+            receive_errors: received[2],
+            send_errors: sent[2],
+            receive_drops: received[3],
+            send_drops: sent[3],
+        })
     };
     let mut links: Vec<LinkTraffic> = text.lines().filter_map(line).take(MAX_LINKS).collect();
     links.sort_by(|a, b| a.name.cmp(&b.name));
@@ -311,15 +324,27 @@ mod tests {
     }
 
     #[test]
-    fn bytes_stand_first_and_ninth_behind_the_name() {
+    fn what_was_received_stands_first_and_what_was_sent_from_the_ninth_on() {
         let text = "Inter-|   Receive            |  Transmit\n face |bytes    packets errs\n\
             \x20   lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0\n\
-            vif2.0:99999999999 80    0    0    0     0          0         0     9567      78    0    0    0     0       0          0\n\
-            broken: 1 2\n";
+            vif2.0:99999999999 80    1    2    3     4          5         6     9567      78    7    8    9    10       11          12\n\
+            broken: 1 2\n\
+            garbled: 1 2 x 4 5 6 7 8 9 10 11 12 13 14 15 16\n";
         let told = traffic(text);
-        let told: Vec<_> =
-            told.iter().map(|link| (link.name.as_str(), link.received.0, link.sent.0)).collect();
-        assert_eq!(told, [("lo", 0, 0), ("vif2.0", 99_999_999_999, 9567)]);
+        let names: Vec<&str> = told.iter().map(|link| link.name.as_str()).collect();
+        assert_eq!(names, ["lo", "vif2.0"]);
+        let vif = LinkTraffic {
+            name: "vif2.0".to_owned(),
+            received: Bytes(99_999_999_999),
+            sent: Bytes(9567),
+            received_packets: 80,
+            sent_packets: 78,
+            receive_errors: 1,
+            send_errors: 7,
+            receive_drops: 2,
+            send_drops: 8,
+        };
+        assert_eq!(told[1], vif);
     }
 
     /// A namespace of a test's own; its thread ends, and leaves this one where it is.

@@ -44,6 +44,12 @@ pub struct LinkTraffic {
     pub name: String,
     pub received: Bytes,
     pub sent: Bytes,
+    pub received_packets: u64,
+    pub sent_packets: u64,
+    pub receive_errors: u64,
+    pub send_errors: u64,
+    pub receive_drops: u64,
+    pub send_drops: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]

@@ -57,8 +57,17 @@ impl Kernel for SimKernel {
 
     async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError> {
         let Answer::LinkTraffic(links) = self.ask(Request::LinkTraffic).await? else { return Err(another()) };
-        let link =
-            |(name, (received, sent))| LinkTraffic { name, received: Bytes(received), sent: Bytes(sent) };
+        let link = |(name, told): (String, sim::LinkCounters)| LinkTraffic {
+            name,
+            received: Bytes(told.received_bytes),
+            sent: Bytes(told.sent_bytes),
+            received_packets: told.received_packets,
+            sent_packets: told.sent_packets,
+            receive_errors: told.receive_errors,
+            send_errors: told.send_errors,
+            receive_drops: told.receive_drops,
+            send_drops: told.send_drops,
+        };
         Ok(links.into_iter().map(link).collect())
     }
 

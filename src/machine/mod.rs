@@ -125,6 +125,50 @@ pub struct DiskTraffic {
     pub writes: u64,
 }
 
+/// Time of one of dom0's CPUs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CpuTime {
+    pub cpu: u32,
+    /// It worked: all but idle, waiting for disks, and stolen.
+    pub busy_s: f64,
+    /// It wanted to, and Xen ran another domain.
+    pub steal_s: f64,
+}
+
+/// A whole disk of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFigures {
+    pub name: String,
+    pub traffic: DiskTraffic,
+}
+
+/// A disk that this machine's kernel serves to a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VbdFigures {
+    pub domid: u32,
+    /// Xen's number for it: 51712 is `xvda`.
+    pub device: u32,
+    pub traffic: DiskTraffic,
+}
+
+/// What one reading of dom0's kernel tells. What could not be read is not there, and `problems` says why.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HostFigures {
+    pub cpus: Vec<CpuTime>,
+    /// Over a minute, five, and fifteen.
+    pub load: Option<[f64; 3]>,
+    pub memory_total: Option<Bytes>,
+    pub memory_available: Option<Bytes>,
+    /// Without partitions, loops and ram disks; by name.
+    pub disks: Vec<DiskFigures>,
+    /// By sensor, in °C.
+    pub temperatures: Vec<(String, f64)>,
+    /// By domid and device.
+    pub vbds: Vec<VbdFigures>,
+    /// At most one a source.
+    pub problems: Vec<(&'static str, String)>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineError {
@@ -164,6 +208,8 @@ pub trait Machine: Send + Sync + 'static {
     /// What the disks of the domain of this number have done, as far as this machine's kernel serves them; of a
     /// domain without such disks, nothing.
     async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic>;
+    /// All that sampling wants to know, in one reading.
+    async fn figures(&self) -> Result<HostFigures>;
     /// Whether a file or block device lies there.
     async fn has_disk(&self, path: &SafePath) -> Result<bool>;
     /// Asks for a reboot or a power-off, and returns before it happens.

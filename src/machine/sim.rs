@@ -2,7 +2,8 @@
 //! a SCSI host) is made up here, the same each time. It can do nothing to the machine it runs on.
 
 use super::{
-    Cpu, DiskTraffic, Dmi, Facts, Filesystem, Machine, MachineError, Ntp, Result, ScsiHost, TimeZone,
+    Cpu, CpuTime, DiskFigures, DiskTraffic, Dmi, Facts, Filesystem, HostFigures, Machine, MachineError, Ntp,
+    Result, ScsiHost, TimeZone, VbdFigures,
 };
 use crate::model::{Bytes, KiB, SafePath, Timestamp, excerpt};
 use crate::sim::{self, Answer, Handle, HostView, Request, WorldError};
@@ -144,9 +145,14 @@ impl Machine for SimMachine {
 
     async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic> {
         match self.ask(Request::DiskTraffic { domid }).await? {
-            Answer::DiskTraffic(sim::DiskTraffic { read_bytes, written_bytes, reads, writes }) => {
-                Ok(DiskTraffic { read: Bytes(read_bytes), written: Bytes(written_bytes), reads, writes })
-            }
+            Answer::DiskTraffic(told) => Ok(told.into()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn figures(&self) -> Result<HostFigures> {
+        match self.ask(Request::HostFigures).await? {
+            Answer::HostFigures(view) => Ok(figures(*view)),
             _ => Err(unexpected()),
         }
     }
@@ -197,6 +203,38 @@ fn check_server(name: &str) -> Result<()> {
         "NTP server {} is not one; allowed: a host name or an address",
         excerpt(name)
     )))
+}
+
+impl From<sim::DiskTraffic> for DiskTraffic {
+    fn from(told: sim::DiskTraffic) -> Self {
+        Self {
+            read: Bytes(told.read_bytes),
+            written: Bytes(told.written_bytes),
+            reads: told.reads,
+            writes: told.writes,
+        }
+    }
+}
+
+fn figures(told: sim::HostFigures) -> HostFigures {
+    let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64();
+    let bytes = |memory: KiB| Bytes(memory.0.saturating_mul(1024));
+    let cpu = |(cpu, (busy, steal))| CpuTime { cpu, busy_s: seconds(busy), steal_s: seconds(steal) };
+    let disks = told.disks.into_iter();
+    let vbds = told.vbds.into_iter();
+    HostFigures {
+        cpus: (0..).zip(told.cpus).map(cpu).collect(),
+        load: Some(told.load),
+        memory_total: Some(bytes(told.memory_total)),
+        memory_available: Some(bytes(told.memory_available)),
+        disks: disks.map(|(name, traffic)| DiskFigures { name, traffic: traffic.into() }).collect(),
+        // As on most machines under Xen.
+        temperatures: Vec::new(),
+        vbds: vbds
+            .map(|vbd| VbdFigures { domid: vbd.domid, device: vbd.device, traffic: vbd.traffic.into() })
+            .collect(),
+        problems: Vec::new(),
+    }
 }
 
 fn facts(host: HostView) -> Facts {

@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 
 /// Keys that a guest's store keeps; a further one is refused.
 const MAX_GUEST_KEYS: usize = 64;
+/// What a value of XenStore has at most.
+const MAX_VALUE_BYTES: usize = 4096;
 /// Devices of one kind that a domain takes.
 const MAX_DEVICES: usize = 128;
 /// A simulated guest is idle: it uses this part of one CPU.
@@ -36,11 +38,15 @@ pub(super) struct Domain {
     pub(super) online_vcpus: u32,
     pub(super) vnc_port: Option<u16>,
     pub(super) guest_store: BTreeMap<String, String>,
+    /// What the guest itself wrote into XenStore, by its path below the domain's.
+    written: BTreeMap<String, Vec<u8>>,
     started: Timestamp,
     boot_done_at: Timestamp,
     /// When the guest will end, and how, if nothing comes between.
     due: Option<(Timestamp, Reason)>,
     cpu_time_ns: u64,
+    /// Of that, what it used elsewhere, before it came.
+    brought_ns: u64,
     /// Since when it runs or stands still: CPU time and waiting are counted from here.
     since: Timestamp,
 }
@@ -55,10 +61,12 @@ impl Domain {
             condition: Condition::Alive,
             vnc_port: None,
             guest_store: BTreeMap::new(),
+            written: BTreeMap::new(),
             started: now,
             boot_done_at: later(guest.boot_ms),
             due: guest.ends_by_itself.map(|end| (later(end.after_ms), end.reason)),
             cpu_time_ns: 0,
+            brought_ns: 0,
             since: now,
         }
     }
@@ -68,6 +76,7 @@ impl Domain {
         let mut domain = Self::begin(domid, image.spec, guest, now);
         domain.boot_done_at = now;
         domain.cpu_time_ns = image.cpu_time_ns;
+        domain.brought_ns = image.cpu_time_ns;
         domain.online_vcpus = image.online_vcpus.clamp(1, domain.spec.max_vcpus.max(1));
         domain
     }
@@ -88,6 +97,11 @@ impl Domain {
     fn cpu_time_ns(&self, now: Timestamp) -> u64 {
         let ran_ms = if self.is_executing() { now.0.saturating_sub(self.since.0) } else { 0 };
         self.cpu_time_ns.saturating_add(ran_ms.saturating_mul(CPU_NS_PER_MS))
+    }
+
+    /// CPU time that it has used on this machine.
+    pub(super) fn used_here_ns(&self, now: Timestamp) -> u64 {
+        self.cpu_time_ns(now).saturating_sub(self.brought_ns)
     }
 
     /// For how long it has run; time in which it stood still does not count.
@@ -176,6 +190,35 @@ impl Domain {
             started: self.started,
             vnc_port: self.vnc_port,
         }
+    }
+
+    /// The guest writes into its own part of XenStore.
+    pub(super) fn write(&mut self, key: String, value: Vec<u8>) -> Result<()> {
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(WorldError::Failed(format!("a value has at most {MAX_VALUE_BYTES} bytes")));
+        }
+        if self.written.len() >= MAX_GUEST_KEYS && !self.written.contains_key(&key) {
+            return Err(WorldError::Failed(format!("the guest has written {MAX_GUEST_KEYS} keys already")));
+        }
+        self.written.insert(key, value);
+        Ok(())
+    }
+
+    /// What lies there by the guest's hand. One that is up tells its memory, as guest tools do, until it writes
+    /// something else.
+    pub(super) fn written(&self, key: &str, now: Timestamp) -> Option<Vec<u8>> {
+        if let Some(value) = self.written.get(key) {
+            return Some(value.clone());
+        }
+        let memory = KiB::from(self.spec.memory).0;
+        // Its kernel keeps some to itself.
+        let total = memory - memory / 64;
+        let told = match key {
+            "data/meminfo_total" => total,
+            "data/meminfo_free" => total / 2,
+            _ => return None,
+        };
+        (now >= self.boot_done_at).then(|| told.to_string().into_bytes())
     }
 
     pub(super) fn send(&mut self, key: String, value: String) -> Result<()> {

@@ -106,6 +106,11 @@ impl Handle {
         self.control(Request::EndGuest { vm, reason }).await
     }
 
+    /// The VM's guest writes into its own part of XenStore: `data/meminfo_free`.
+    pub async fn guest_writes(&self, vm: VmId, key: &str, value: &[u8]) -> Result<()> {
+        self.control(Request::GuestWrites { vm, key: key.to_owned(), value: value.to_vec() }).await
+    }
+
     /// Whether the machine is set up to run the `xendomains` service.
     pub async fn set_xendomains(&self, enabled: bool) -> Result<()> {
         self.control(Request::SetXendomains { enabled }).await

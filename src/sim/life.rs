@@ -313,6 +313,7 @@ impl World {
 
     pub(super) fn remove(&mut self, domid: u32, what: &'static str, now: Timestamp) {
         let Some(domain) = self.domains.remove(&domid) else { return };
+        self.spent.by_one_that_goes(&domain, now);
         let vm = domain.spec.vm;
         if let Some(domids) = self.by_vm.get_mut(&vm) {
             domids.retain(|d| *d != domid);
@@ -336,6 +337,7 @@ impl World {
         if change == PowerChange::Reboot {
             self.audit.host_reboots += 1;
             self.started = now;
+            self.spent = super::figures::Spent::default();
         }
         let what = if change == PowerChange::Reboot { "host reboot" } else { "host power-off" };
         self.note(now, None, None, what);

@@ -23,6 +23,7 @@ mod behaviour;
 mod bell;
 mod domain;
 mod engine;
+mod figures;
 mod frame;
 mod handle;
 mod host;
@@ -42,11 +43,12 @@ mod world;
 pub use audit::{Audit, Effect};
 pub use behaviour::{Behaviour, EndsByItself};
 pub use engine::Engine;
+pub use figures::{DiskTraffic, GuestMemory, HostFigures, HypervisorView, LinkCounters, UsageView, Vbd};
 pub use handle::Handle;
 pub use host::{HostView, Link, Ntp, Zone};
 pub use request::{
-    Answer, Device, DiskTraffic, Display, DomainView, HypervisorView, Image, Kind, Observation, Reason,
-    Request, Spec, State, Trigger, WorldError,
+    Answer, Device, Display, DomainView, Image, Kind, Observation, Reason, Request, Spec, State, Trigger,
+    WorldError,
 };
 pub use script::{Fate, Rule};
 pub use world::{Options, World};

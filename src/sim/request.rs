@@ -1,6 +1,9 @@
 //! What may be asked of the world, and what it answers: the words of its protocol (JSON on the socket).
 
-use super::{Audit, Behaviour, HostView, Link, Ntp, Rule, Zone};
+use super::{
+    Audit, Behaviour, DiskTraffic, GuestMemory, HostFigures, HostView, HypervisorView, Link, LinkCounters,
+    Ntp, Rule, UsageView, Zone,
+};
 use crate::model::network::{Change, LinkFacts, Neighbour, NetworkView, Owner, Refused};
 use crate::model::{Hint, IfName, KiB, MiB, SafePath, Timestamp, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -108,13 +111,6 @@ pub struct DomainView {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HypervisorView {
-    pub total_memory: MiB,
-    pub free_memory: MiB,
-    pub cpus: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
     Power,
@@ -146,15 +142,6 @@ pub enum WorldError {
     Timeout,
     #[error("the simulated world cannot be reached: {0}")]
     Unreachable(String),
-}
-
-/// What a domain's disks have done, together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct DiskTraffic {
-    pub read_bytes: u64,
-    pub written_bytes: u64,
-    pub reads: u64,
-    pub writes: u64,
 }
 
 /// A request. Those after `SetBehaviour` are for tests and the process's owner; no rule of the script acts on
@@ -314,6 +301,13 @@ pub enum Request {
     DiskTraffic {
         domid: u32,
     },
+    /// Memory and CPUs of the machine.
+    Usage,
+    /// What XenStore holds about these domains' memory.
+    GuestMemory {
+        domids: Vec<u32>,
+    },
+    HostFigures,
     /// Whether a disk lies there. It always does, unless a rule fails it with `BadState`.
     HasDisk {
         path: SafePath,
@@ -336,6 +330,12 @@ pub enum Request {
     /// What was sent to the guest (`SendToGuest`).
     GuestStore {
         domid: u32,
+    },
+    /// The guest writes into its own part of XenStore, whatever it likes.
+    GuestWrites {
+        vm: VmId,
+        key: String,
+        value: Vec<u8>,
     },
     /// Of a port of hardware.
     PlugCable {
@@ -412,6 +412,9 @@ pub enum Kind {
     Links,
     LinkTraffic,
     DiskTraffic,
+    Usage,
+    GuestMemory,
+    HostFigures,
     BeginExport,
     HandOver,
     HasDisk,
@@ -466,6 +469,9 @@ impl Request {
             Self::Links => Kind::Links,
             Self::LinkTraffic => Kind::LinkTraffic,
             Self::DiskTraffic { .. } => Kind::DiskTraffic,
+            Self::Usage => Kind::Usage,
+            Self::GuestMemory { .. } => Kind::GuestMemory,
+            Self::HostFigures => Kind::HostFigures,
             Self::BeginExport { .. } => Kind::BeginExport,
             Self::HandOver { .. } => Kind::HandOver,
             Self::HasDisk { .. } => Kind::HasDisk,
@@ -478,6 +484,7 @@ impl Request {
             Self::SetBehaviour { .. }
             | Self::EndGuest { .. }
             | Self::GuestStore { .. }
+            | Self::GuestWrites { .. }
             | Self::SetXendomains { .. }
             | Self::PlugCable { .. }
             | Self::SetLinkOwner { .. }
@@ -565,9 +572,11 @@ pub enum Answer {
     Host(Box<HostView>),
     Ntp(Ntp),
     Links(Vec<Link>),
-    /// By link: bytes received and sent.
-    LinkTraffic(BTreeMap<String, (u64, u64)>),
+    LinkTraffic(BTreeMap<String, LinkCounters>),
     DiskTraffic(DiskTraffic),
+    Usage(Box<UsageView>),
+    GuestMemory(Vec<GuestMemory>),
+    HostFigures(Box<HostFigures>),
     Network(Box<NetworkView>),
     LinkFacts(Box<LinkFacts>),
     LinkOwners(BTreeMap<IfName, Owner>),

@@ -4,6 +4,7 @@
 //! is; no VM has two domains that run; a domid is not used again before the numbers wrap.
 
 use super::domain::{Domain, attach, detach};
+use super::figures::Spent;
 use super::host::{Host, PowerChange};
 use super::network::Network;
 use super::script::Script;
@@ -50,6 +51,7 @@ pub struct World {
     pub(super) network: Network,
     pub(super) audit: Audit,
     pub(super) observed: Vec<Observation>,
+    pub(super) spent: Spent,
 }
 
 impl World {
@@ -67,6 +69,7 @@ impl World {
             network: Network::new(),
             audit: Audit::default(),
             observed: Vec::new(),
+            spent: Spent::default(),
         }
     }
 
@@ -137,6 +140,9 @@ impl World {
             Request::EndImport { domid, paused } => self.end_import(domid, paused, now),
             Request::Config { domid } => self.domain(domid).map(|d| Answer::Config(Box::new(d.spec.clone()))),
             Request::SetBehaviour { vm, behaviour } => self.set_behaviour(vm, behaviour),
+            Request::Usage => Ok(Answer::Usage(Box::new(self.usage(now)))),
+            Request::GuestMemory { domids } => Ok(Answer::GuestMemory(self.guest_memory(&domids, now))),
+            Request::GuestWrites { vm, key, value } => self.guest_writes(vm, key, value),
             Request::EndGuest { vm, reason } => self.end_guest(vm, reason, now),
             Request::GuestStore { domid } => self.domain(domid).map(|d| Answer::Pairs(d.guest_store.clone())),
             Request::AddRule { rule } => self.script.add(rule).map(|()| Answer::Done),
@@ -161,6 +167,7 @@ impl World {
             }
             Request::HostLog { max_bytes } => return Ok(Answer::Text(self.host.log_tail(max_bytes))),
             Request::LinkTraffic => return Ok(Answer::LinkTraffic(self.link_traffic(now))),
+            Request::HostFigures => return Ok(Answer::HostFigures(Box::new(self.host_figures(now)))),
             Request::DiskTraffic { domid } => return Ok(Answer::DiskTraffic(self.disk_traffic(domid, now))),
             Request::HasDisk { .. } => return Ok(Answer::Done),
             Request::SetClock { time } => self.host.set_clock(now, time),

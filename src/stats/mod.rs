@@ -10,16 +10,21 @@
 //! What a guest writes into XenStore is the guest's word: it is read within bounds, checked, and changes only that
 //! guest's own figures.
 
-pub mod history;
-pub mod metric;
-pub mod query;
+
 mod recent;
 mod ring;
 mod series;
+pub mod assemble;
+pub mod history;
+pub mod meter;
+pub mod metric;
+pub mod query;
+pub mod sampler;
 pub mod sweep;
-
+pub use assemble::Roster;
 pub use history::History;
 pub use metric::{METRICS, Metric, MetricId};
 pub use query::{Answer, QueryError, Question};
+pub use sampler::{Counts, Sampler, Sources};
 pub use series::SeriesKey;
 pub use sweep::{Figure, Object, ObjectFigures, Sweep};

@@ -76,3 +76,30 @@ pub struct Sweep {
     /// Sources that could not be read, with why; their figures are not there. At most one a source.
     pub problems: Vec<(&'static str, String)>,
 }
+
+impl Sweep {
+    /// One before the first: of no moment, with nothing in it.
+    pub fn none() -> Self {
+        Self {
+            at: Timestamp(0),
+            instant: Instant::now(),
+            took: Duration::ZERO,
+            objects: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    pub fn object(&self, object: Object) -> Option<&ObjectFigures> {
+        let place = self.objects.binary_search_by_key(&object, |one| one.object).ok()?;
+        self.objects.get(place)
+    }
+}
+
+impl ObjectFigures {
+    /// The value of this metric, and of this instance if it has several.
+    pub fn value(&self, metric: &str, instance: Option<&str>) -> Option<f64> {
+        let metric = MetricId::parse(metric)?;
+        let is_it = |figure: &&Figure| figure.metric == metric && figure.instance.as_deref() == instance;
+        self.figures.iter().find(is_it).map(|figure| figure.value)
+    }
+}

@@ -6,7 +6,7 @@
 
 use super::machine::{VmState, state_of};
 use super::record::VmRecord;
-use crate::model::{RepoId, VmId};
+use crate::model::{IfName, RepoId, VmId};
 use crate::xen::{DomId, DomainInfo, RunState};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -272,6 +272,17 @@ impl Registry {
                 }
             })
             .collect()
+    }
+
+    /// The names that were chosen for vifs, with their VMs.
+    pub fn chosen_vifs(&self) -> Vec<(IfName, VmId)> {
+        let inner = self.read();
+        let of_vm = |(record, _): &(Arc<VmRecord>, u64)| {
+            let names = record.config.vifs.iter().filter_map(|vif| vif.ifname.clone());
+            let vm = record.id();
+            names.map(|name| (name, vm)).collect::<Vec<_>>()
+        };
+        inner.records.values().flat_map(of_vm).collect()
     }
 
     /// Repositories that VMs name.

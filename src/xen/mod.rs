@@ -9,9 +9,12 @@
 //! What this room does not do: it keeps no record, decides nothing, and retries nothing.
 
 pub mod config;
+mod figures;
 pub mod sim;
 pub mod xenstore;
 pub mod xl;
+
+pub use figures::{CpuIdle, GuestFigures, GuestTold, Usage};
 
 use crate::model::{Hint, KiB, MiB, SafePath, Timestamp, VmId};
 use async_trait::async_trait;
@@ -195,6 +198,13 @@ pub trait Toolstack: Send + Sync + 'static {
     async fn find(&self, vm: VmId) -> Result<Option<DomainInfo>> {
         Ok(self.list().await?.into_iter().find(|d| d.vm == Some(vm)))
     }
+
+    /// The machine's memory, what of it each domain has, and how long its CPUs have idled.
+    async fn usage(&self) -> Result<Usage>;
+
+    /// What is told of the memory of these domains, by domid. One that has gone tells nothing; one whose reading
+    /// failed, or had not ended at the deadline of all, is left out, and only if that is so of all of them this fails.
+    async fn guest_figures(&self, domids: &[DomId]) -> Result<Vec<GuestFigures>>;
 
     /// Builds a domain and lets it run (`paused`: builds it paused). All or nothing: after an error other
     /// than `Timeout` and `Unreachable` no domain of this VM is left behind.

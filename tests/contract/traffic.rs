@@ -4,6 +4,7 @@
 use crate::env::{mac_of, small_guest, unseen_disk, vif};
 use dom0d::kernel::{Kernel, LinkTraffic};
 use dom0d::machine::{DiskTraffic, Machine};
+use dom0d::model::Bytes;
 use dom0d::xen::{DomId, Toolstack};
 use std::time::Duration;
 
@@ -18,6 +19,20 @@ impl Worlds<'_> {
         let mut links = self.kernel.traffic().await.unwrap();
         links.retain(|link| link.name.starts_with(&format!("vif{}.", domid.0)));
         links
+    }
+
+    /// What sampling reads of a domain's disks, which must be what is told of the domain.
+    async fn each_disk_added_up(&self, domid: DomId) -> DiskTraffic {
+        let figures = self.machine.figures().await.unwrap();
+        assert_eq!(figures.problems, []);
+        assert!(figures.vbds.is_sorted_by_key(|vbd| (vbd.domid, vbd.device)));
+        let of_it = figures.vbds.iter().filter(|vbd| vbd.domid == domid.0);
+        of_it.fold(DiskTraffic::default(), |sum, vbd| DiskTraffic {
+            read: Bytes(sum.read.0 + vbd.traffic.read.0),
+            written: Bytes(sum.written.0 + vbd.traffic.written.0),
+            reads: sum.reads + vbd.traffic.reads,
+            writes: sum.writes + vbd.traffic.writes,
+        })
     }
 
     async fn disks(&self, domid: DomId) -> DiskTraffic {
@@ -52,12 +67,19 @@ pub async fn traffic_of_a_domain_grows_while_it_runs_and_goes_with_it(worlds: &W
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
     assert!(disks.read.0 >= disks.reads * 512);
+    for vif in &vifs {
+        // No packet is empty, and what is dropped has come.
+        assert!((1..=vif.received.0).contains(&vif.received_packets), "{vif:?}");
+        assert!((1..=vif.sent.0).contains(&vif.sent_packets), "{vif:?}");
+        assert!(vif.receive_errors + vif.receive_drops <= vif.received_packets, "{vif:?}");
+    }
     worlds.toolstack.pause(domid).await.unwrap();
     let still = (worlds.disks(domid).await, worlds.vifs(domid).await);
     assert!(at_least(&still.0, &disks));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!((worlds.disks(domid).await, worlds.vifs(domid).await), still, "a paused guest does nothing");
     assert_eq!(still.1.len(), vifs.len());
+    assert_eq!(worlds.each_disk_added_up(domid).await, still.0, "each disk by itself, and all together");
     worlds.toolstack.destroy(domid).await.unwrap();
     assert_eq!((worlds.disks(domid).await, worlds.vifs(domid).await), (DiskTraffic::default(), vec![]));
     let links = worlds.kernel.links().await.unwrap();

@@ -3,8 +3,8 @@
 use dom0d::model::{Mac, MiB, SafePath, VmId};
 use dom0d::xen::config::{Disk, DiskDevice, DomainConfig, Vif};
 use dom0d::xen::{
-    AfterSave, DomId, DomainInfo, Handover, HypervisorInfo, Inflow, Observation, Outflow, Result, Toolstack,
-    Trigger,
+    AfterSave, DomId, DomainInfo, GuestFigures, Handover, HypervisorInfo, Inflow, Observation, Outflow,
+    Result, Toolstack, Trigger, Usage,
 };
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,8 @@ while_alive! {
     fn list(&self) -> Vec<DomainInfo>;
     fn get(&self, domid: DomId) -> Option<DomainInfo>;
     fn find(&self, vm: VmId) -> Option<DomainInfo>;
+    fn usage(&self) -> Usage;
+    fn guest_figures(&self, domids: &[DomId]) -> Vec<GuestFigures>;
     fn create(&self, config: &DomainConfig, paused: bool) -> DomId;
     fn destroy(&self, domid: DomId) -> ();
     fn shutdown(&self, domid: DomId) -> ();

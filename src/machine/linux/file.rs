@@ -46,6 +46,15 @@ pub fn read_value(root: &Path, path: &str) -> String {
     read_text(root, path).unwrap_or_default().trim().to_owned()
 }
 
+/// A decimal number in a file of /sys, with as few calls of the kernel as that takes: there may be thousands.
+pub fn read_number(path: &Path) -> Option<u64> {
+    let mut bytes = [0; 32];
+    let mut file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path).ok()?;
+    let length = file.read(&mut bytes).ok()?;
+    std::str::from_utf8(&bytes[..length]).ok()?.trim().parse().ok()
+}
+
 /// The last `max` bytes of a file, from the start of a line on.
 pub fn read_tail(path: &Path, max: usize) -> std::io::Result<String> {
     let mut file = open(path)?;

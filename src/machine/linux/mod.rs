@@ -17,6 +17,7 @@ mod clock;
 mod command;
 mod disks;
 mod facts;
+mod figures;
 mod file;
 mod filesystem;
 mod log;
@@ -27,7 +28,7 @@ mod scsi;
 mod tests;
 mod xendomains;
 
-use super::{DiskTraffic, Facts, Filesystem, Machine, MachineError, Ntp, Result, TimeZone};
+use super::{DiskTraffic, Facts, Filesystem, HostFigures, Machine, MachineError, Ntp, Result, TimeZone};
 use crate::model::{Bytes, SafePath, Timestamp};
 use async_trait::async_trait;
 use command::Programs;
@@ -46,11 +47,17 @@ const BLOCKING_AT_ONCE: usize = 4;
 pub struct LinuxMachine {
     root: Arc<Path>,
     blocking: Arc<Semaphore>,
+    /// One reading of figures at a time: one that hangs must not take the threads of all else.
+    sampling: Arc<Semaphore>,
 }
 
 impl LinuxMachine {
     pub fn new(root: PathBuf) -> Self {
-        Self { root: root.into(), blocking: Arc::new(Semaphore::new(BLOCKING_AT_ONCE)) }
+        Self {
+            root: root.into(),
+            blocking: Arc::new(Semaphore::new(BLOCKING_AT_ONCE)),
+            sampling: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// Whether this is the machine itself and not a folder made for a test.
@@ -69,11 +76,19 @@ impl LinuxMachine {
         what: &'static str,
         work: impl FnOnce(&Path) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.blocking_by(self.blocking.clone(), what, work).await
+    }
+
+    async fn blocking_by<T: Send + 'static>(
+        &self,
+        permits: Arc<Semaphore>,
+        what: &'static str,
+        work: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let root = self.root.clone();
-        let blocking = self.blocking.clone();
         let run = async move {
             let permit =
-                blocking.acquire_owned().await.map_err(|_| MachineError::Failed("stopping".to_owned()))?;
+                permits.acquire_owned().await.map_err(|_| MachineError::Failed("stopping".to_owned()))?;
             let task = tokio::task::spawn_blocking(move || {
                 let result = work(&root);
                 drop(permit);
@@ -178,6 +193,10 @@ impl Machine for LinuxMachine {
 
     async fn disk_traffic(&self, domid: u32) -> Result<DiskTraffic> {
         self.blocking("disk traffic", move |root| disks::traffic(root, domid)).await
+    }
+
+    async fn figures(&self) -> Result<HostFigures> {
+        self.blocking_by(self.sampling.clone(), "figures", |root| Ok(figures::read(root))).await
     }
 
     /// Asked by a child of its own: a look at a dead file server may hang for ever.

@@ -1,6 +1,7 @@
 //! The machine below folders of made-up files, and one look at the real one that only reads.
 
 use super::*;
+use crate::machine::{CpuTime, VbdFigures};
 use std::os::unix::fs::PermissionsExt;
 
 /// A folder that looks like a machine.
@@ -472,4 +473,105 @@ async fn the_disks_of_a_domain_are_counted_together_and_no_other_domains() {
     assert_eq!(world.machine().disk_traffic(1).await, Ok(expected));
     assert_eq!(world.machine().disk_traffic(2).await, Ok(DiskTraffic::default()));
     assert_eq!(World::empty().machine().disk_traffic(1).await, Ok(DiskTraffic::default()));
+}
+
+/// A machine with two CPUs, two disks and some sensors, some of them garbled.
+fn sampled() -> World {
+    let world = World::with(&[
+        (
+            "proc/stat",
+            "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 100 20 3 4000 500 6 7 50 9 10\ncpu1 1 x 1\ncpu2 0 0 0 0 0 0 0 0\nintr 9\ncpu9 1 1 1 1 1 1 1 1\n",
+        ),
+        ("proc/loadavg", "0.20 0.18 0.12 1/80 11206\n"),
+        ("proc/meminfo", "MemTotal:        2048000 kB\nMemFree: 1 kB\nMemAvailable:    1024 kB\n"),
+        (
+            "proc/diskstats",
+            "   8       0 sda 10 1 16 9 20 2 24 9 0 9 9 0 0 0 0 0 0\n   8       1 sda1 5 1 8 9 20 2 24 9 0 9 9\n\
+             259 0 nvme0n1 1 0 1 0 0 0 0 0 0 0 0\n   8      16 sdb garbled\n   7 0 loop0 1 1 1 1 1 1 1 1\n   1 0 ram0 1 1 1 1 1 1 1 1\n",
+        ),
+        ("sys/class/hwmon/hwmon1/name", "coretemp\n"),
+        ("sys/class/hwmon/hwmon1/temp2_input", "41500\n"),
+        ("sys/class/hwmon/hwmon1/temp2_label", "Core 0\n"),
+        ("sys/class/hwmon/hwmon1/temp10_input", "-5000\n"),
+        ("sys/class/hwmon/hwmon1/temp3_input", "warm\n"),
+        ("sys/class/hwmon/hwmon1/fan1_input", "900\n"),
+        ("sys/class/hwmon/hwmon10/temp2_input", "30000\n"),
+        ("sys/class/hwmon/hwmon10/temp2_label", "Core 0\n"),
+    ]);
+    for disk in ["sda", "sdb", "nvme0n1", "loop0", "ram0"] {
+        world.put(&format!("sys/block/{disk}/size"), b"1\n");
+    }
+    world
+}
+
+#[tokio::test]
+async fn figures_are_read_in_one_pass_and_what_is_garbled_is_passed_over() {
+    let world = sampled();
+    for (what, n) in [("rd_req", 2), ("rd_sect", 16), ("wr_req", 3), ("wr_sect", 24)] {
+        world.put(
+            &format!("sys/bus/xen-backend/devices/vbd-7-51712/statistics/{what}"),
+            format!("{n}\n").as_bytes(),
+        );
+        world.put(&format!("sys/bus/xen-backend/devices/vbd-7-5632/statistics/{what}"), b"x\n");
+        world.put(&format!("sys/bus/xen-backend/devices/vbd-+7-1/statistics/{what}"), b"1\n");
+    }
+    let told = world.machine().figures().await.unwrap();
+    let idle = CpuTime { cpu: 2, busy_s: 0.0, steal_s: 0.0 };
+    assert_eq!(told.cpus, [CpuTime { cpu: 0, busy_s: 1.36, steal_s: 0.5 }, idle]);
+    assert_eq!(told.load, Some([0.20, 0.18, 0.12]));
+    assert_eq!(told.memory_total, Some(Bytes(2_048_000 * 1024)));
+    assert_eq!(told.memory_available, Some(Bytes(1024 * 1024)));
+    let sda = DiskTraffic { read: Bytes(16 * 512), written: Bytes(24 * 512), reads: 10, writes: 20 };
+    let nvme = DiskTraffic { read: Bytes(512), reads: 1, ..DiskTraffic::default() };
+    let disks: Vec<_> = told.disks.iter().map(|disk| (disk.name.as_str(), disk.traffic)).collect();
+    assert_eq!(disks, [("nvme0n1", nvme), ("sda", sda)]);
+    let sensors: Vec<_> = told.temperatures.iter().map(|(name, celsius)| (name.as_str(), *celsius)).collect();
+    assert_eq!(sensors, [("Core 0", 41.5), ("coretemp", -5.0), ("Core 0 2", 30.0)]);
+    let traffic = DiskTraffic { read: Bytes(16 * 512), written: Bytes(24 * 512), reads: 2, writes: 3 };
+    assert_eq!(told.vbds, [VbdFigures { domid: 7, device: 51712, traffic }]);
+    assert_eq!(told.problems, []);
+}
+
+#[tokio::test]
+async fn a_source_of_figures_that_is_missing_or_nonsense_is_told_and_the_rest_stands() {
+    let sources = |told: &HostFigures| told.problems.iter().map(|(source, _)| *source).collect::<Vec<_>>();
+    let told = World::empty().machine().figures().await.unwrap();
+    assert_eq!(sources(&told), ["/proc/stat", "/proc/loadavg", "/proc/meminfo", "/proc/diskstats"]);
+    assert_eq!(HostFigures { problems: vec![], ..told }, HostFigures::default());
+    for (path, garbage) in [
+        ("proc/stat", &b"\xff\0cpu 1\n"[..]),
+        ("proc/loadavg", b"nan nan nan"),
+        ("proc/meminfo", b"MemTotal: lots kB\n"),
+    ] {
+        let world = sampled();
+        world.put(path, garbage);
+        let told = world.machine().figures().await.unwrap();
+        assert_eq!(sources(&told), [format!("/{path}")]);
+        assert!(!told.disks.is_empty() && told.temperatures.len() == 3);
+    }
+    let world = sampled();
+    std::fs::remove_dir_all(world.path("sys/block")).unwrap();
+    assert_eq!(sources(&world.machine().figures().await.unwrap()), ["/proc/diskstats"]);
+    let world = sampled();
+    world.put("sys/bus/xen-backend/devices", b"a file");
+    assert_eq!(sources(&world.machine().figures().await.unwrap()), ["/sys/bus/xen-backend"]);
+}
+
+#[tokio::test]
+async fn figures_that_hang_take_one_thread_and_leave_the_others_to_all_else() {
+    let machine = sampled().machine();
+    let permit = machine.sampling.clone().acquire_owned().await.unwrap();
+    tokio::time::pause();
+    for _ in 0..=BLOCKING_AT_ONCE {
+        let pass = async {
+            tokio::task::yield_now().await;
+            tokio::time::advance(DEADLINE + Duration::from_secs(1)).await;
+        };
+        let (late, ()) = tokio::join!(machine.figures(), pass);
+        assert_eq!(late, Err(MachineError::Timeout("figures".into())));
+    }
+    assert_eq!(machine.blocking.available_permits(), BLOCKING_AT_ONCE);
+    tokio::time::resume();
+    drop(permit);
+    machine.figures().await.unwrap();
 }

@@ -7,8 +7,9 @@ mod translate;
 
 use super::config::{Disk, DiskDevice, DomainConfig, Vif};
 use super::{
-    AfterSave, DomId, DomainInfo, Handover, HypervisorInfo, Inflow, Observation, Outflow, Result, Toolstack,
-    ToolstackError, Trigger, check_guest_value, moving_deadline,
+    AfterSave, CpuIdle, DomId, DomainInfo, GuestFigures, GuestTold, Handover, HypervisorInfo, Inflow,
+    Observation, Outflow, Result, Toolstack, ToolstackError, Trigger, Usage, check_guest_value,
+    moving_deadline,
 };
 use crate::model::{Mac, MiB, SafePath, VmId};
 use crate::sim::{Answer, Handle, Request, WorldError};
@@ -106,6 +107,31 @@ impl Toolstack for SimToolstack {
 
     async fn find(&self, vm: VmId) -> Result<Option<DomainInfo>> {
         self.ask_domain(Request::Find { vm }).await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        let Answer::Usage(view) = self.ask(Request::Usage).await? else { return Err(unexpected()) };
+        Ok(Usage {
+            total_memory: view.total_memory,
+            free_memory: view.free_memory,
+            clock_ns: view.up_ns,
+            cpus: (0..).zip(view.idle_ns).map(|(cpu, idle_ns)| CpuIdle { cpu, idle_ns }).collect(),
+            domains: view.domains.into_iter().map(|(domid, memory)| (DomId(domid), memory)).collect(),
+        })
+    }
+
+    async fn guest_figures(&self, domids: &[DomId]) -> Result<Vec<GuestFigures>> {
+        let asked = Request::GuestMemory { domids: domids.iter().map(|domid| domid.0).collect() };
+        let Answer::GuestMemory(told) = self.ask(asked).await? else { return Err(unexpected()) };
+        let mut all: Vec<GuestFigures> = told
+            .into_iter()
+            .map(|one| {
+                let told = GuestTold { target: one.target, max: one.max, total: one.total, free: one.free };
+                told.checked(DomId(one.domid))
+            })
+            .collect();
+        all.sort_by_key(|one| one.domid);
+        Ok(all)
     }
 
     async fn create(&self, config: &DomainConfig, paused: bool) -> Result<DomId> {

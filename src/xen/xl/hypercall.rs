@@ -1,6 +1,7 @@
-//! What needs no process: the hypervisor's own list of domains, and pausing one, by one hypercall each through
-//! `/dev/xen/privcmd` (`XEN_SYSCTL_getdomaininfolist`, `XEN_DOMCTL_pausedomain`, `XEN_DOMCTL_unpausedomain`): all that
-//! `xl list` and `xl pause` do, but in microseconds, where an xl takes as long as a program takes to start. CPU time is
+//! What needs no process: the hypervisor's own list of domains, pausing one, and its figures of memory and CPUs, by one
+//! hypercall each through `/dev/xen/privcmd` (`XEN_SYSCTL_getdomaininfolist`, `XEN_DOMCTL_pausedomain`,
+//! `XEN_DOMCTL_unpausedomain`, `XEN_SYSCTL_physinfo`, `XEN_SYSCTL_getcpuinfo`, `XEN_SYSCTL_cputopoinfo`): all that
+//! `xl list`, `xl pause` and `xl info` do, but in microseconds, where an xl takes as long as a program takes to start. CPU time is
 //! told in nanoseconds.
 //!
 //! These calls are no stable interface of Xen: their structures change with releases, and Xen refuses a caller that names
@@ -12,7 +13,7 @@
 
 use super::read::{Line, shutdown_reason};
 use crate::model::{KiB, VmId};
-use crate::xen::{DomId, RunState};
+use crate::xen::{CpuIdle, DomId, RunState, Usage};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -28,6 +29,17 @@ const HYPERVISOR_SYSCTL: u64 = 35;
 const HYPERVISOR_DOMCTL: u64 = 36;
 /// `XEN_SYSCTL_getdomaininfolist`
 const GET_DOMAIN_INFO_LIST: u32 = 6;
+/// `XEN_SYSCTL_physinfo`, `XEN_SYSCTL_getcpuinfo`, `XEN_SYSCTL_cputopoinfo`
+const PHYSICAL_INFO: u32 = 3;
+const CPU_INFO: u32 = 8;
+const CPU_TOPOLOGY: u32 = 16;
+/// `XEN_INVALID_CORE_ID`: of a CPU that is off.
+const NO_CORE: u32 = !0;
+/// `struct xen_sysctl_cpuinfo` and `struct xen_sysctl_cputopo`, Xen 4.17.
+const IDLE_BYTES: usize = 8;
+const TOPOLOGY_BYTES: usize = 12;
+/// As many as fit into the buffer by the larger of the two.
+const MAX_CPUS: usize = (PAGES - 1) * PAGE_BYTES / TOPOLOGY_BYTES;
 /// `XEN_DOMCTL_pausedomain`, `XEN_DOMCTL_unpausedomain`
 const PAUSE: u32 = 3;
 const UNPAUSE: u32 = 4;
@@ -103,6 +115,14 @@ impl Drop for Pages {
     }
 }
 
+/// The machine's memory as `xl info` tells it, and how many of its CPUs are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Physical {
+    pub total: KiB,
+    pub free: KiB,
+    pub cpus: u32,
+}
+
 /// The way to the hypervisor.
 pub(super) struct Hypervisor {
     privcmd: File,
@@ -156,6 +176,53 @@ impl Hypervisor {
         self.call(HYPERVISOR_DOMCTL, &mut pages)
     }
 
+    /// Memory, domains' memory, and the CPUs' idle time, which stays unknown where Xen does not tell it.
+    pub fn usage(&self) -> io::Result<Usage> {
+        let physical = self.physical()?;
+        let domains = self.domains()?.into_iter().map(|line| (line.domid, line.memory)).collect();
+        let (clock_ns, cpus) = self.idle().unwrap_or_else(|error| {
+            tracing::debug!(%error, "the hypervisor does not tell how long its CPUs idle");
+            (0, Vec::new())
+        });
+        Ok(Usage { total_memory: physical.total, free_memory: physical.free, clock_ns, cpus, domains })
+    }
+
+    pub fn physical(&self) -> io::Result<Physical> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.request(PHYSICAL_INFO, self.release.sysctl);
+        self.call(HYPERVISOR_SYSCTL, &mut pages)?;
+        physical(pages.bytes()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// The clock, and how long each CPU that is on has idled by then.
+    fn idle(&self) -> io::Result<(u64, Vec<CpuIdle>)> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let on = on(self.ask_cpus(CPU_TOPOLOGY, 8, TOPOLOGY_BYTES, &mut pages)?);
+        let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_RAW)?;
+        let idle = idle(self.ask_cpus(CPU_INFO, 24, IDLE_BYTES, &mut pages)?, &on);
+        Ok((nanoseconds(clock), idle))
+    }
+
+    /// Asks for one entry for each CPU, and answers those that were told: their number stands at `told_at`.
+    fn ask_cpus<'a>(
+        &self,
+        command: u32,
+        told_at: usize,
+        entry_bytes: usize,
+        pages: &'a mut Pages,
+    ) -> io::Result<&'a [u8]> {
+        let buffer = pages.0.as_ptr() as u64 + PAGE_BYTES as u64;
+        let entries = u32::try_from(MAX_CPUS).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let head = pages.request(command, self.release.sysctl);
+        // At most what `MAX_CPUS` keeps within the mapping.
+        head[8..12].copy_from_slice(&entries.to_ne_bytes());
+        head[16..24].copy_from_slice(&buffer.to_ne_bytes());
+        self.call(HYPERVISOR_SYSCTL, pages)?;
+        let bytes = pages.bytes();
+        let told = (number(bytes, told_at) as usize).min(MAX_CPUS);
+        Ok(&bytes[PAGE_BYTES..PAGE_BYTES + told * entry_bytes])
+    }
+
     fn ask(&self, first: u32, entries: usize) -> io::Result<Vec<Line>> {
         let first = number_of(first)?;
         let entries = u32::try_from(entries).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -198,6 +265,36 @@ fn number(bytes: &[u8], at: usize) -> u32 {
 
 fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from(number(bytes, at)) | (u64::from(number(bytes, at + 4)) << 32)
+}
+
+fn nanoseconds(clock: nix::sys::time::TimeSpec) -> u64 {
+    u64::try_from(std::time::Duration::from(clock).as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// `struct xen_sysctl_physinfo` behind the head of a sysctl. What is free is what no domain has claimed, as `xl info`
+/// has it. `None`: it cannot be that.
+fn physical(request: &[u8]) -> Option<Physical> {
+    const AT: usize = 8;
+    let kib = |pages: u64| KiB(pages.saturating_mul(4));
+    let (total, free, claimed) = (long(request, AT + 40), long(request, AT + 48), long(request, AT + 64));
+    let told = Physical {
+        total: kib(total),
+        free: kib(free.saturating_sub(claimed)),
+        cpus: number(request, AT + 8),
+    };
+    (total > 0 && free <= total && told.cpus > 0).then_some(told)
+}
+
+/// Of each CPU by its number, whether it is on: one `struct xen_sysctl_cputopo` each.
+fn on(entries: &[u8]) -> Vec<bool> {
+    entries.chunks_exact(TOPOLOGY_BYTES).map(|entry| number(entry, 0) != NO_CORE).collect()
+}
+
+/// Of the CPUs that are on: one `struct xen_sysctl_cpuinfo` each.
+fn idle(entries: &[u8], on: &[bool]) -> Vec<CpuIdle> {
+    let all = (0..).zip(entries.chunks_exact(IDLE_BYTES)).zip(on);
+    let of_those = all.filter(|(_, on)| **on);
+    of_those.map(|((cpu, entry), _)| CpuIdle { cpu, idle_ns: long(entry, 0) }).collect()
 }
 
 /// One `struct xen_domctl_getdomaininfo`. `None`: a shutdown for a reason that is not known.
@@ -247,6 +344,30 @@ mod tests {
         assert_eq!(read.state, RunState::Shutdown(ShutdownReason::Crash));
         assert_eq!((read.memory, read.online_vcpus), (KiB(96 * 1024), 2));
         assert_eq!(read.cpu_time_ns, 1_234_567_890);
+    }
+
+    #[test]
+    fn the_machines_memory_is_read_where_xen_writes_it() {
+        let mut request = [0xff_u8; PAGE_BYTES];
+        let numbers: [u32; 10] = [2, 8, 16, 15, 1, 0, 2_400_000, 0, 0, 0];
+        for (n, value) in numbers.iter().enumerate() {
+            request[8 + 4 * n..12 + 4 * n].copy_from_slice(&value.to_ne_bytes());
+        }
+        for (at, pages) in [(48, 1000_u64), (56, 300), (64, 5), (72, 100), (80, 4096)] {
+            request[at..at + 8].copy_from_slice(&pages.to_ne_bytes());
+        }
+        let told = Physical { total: KiB(4000), free: KiB(800), cpus: 16 };
+        assert_eq!(physical(&request), Some(told));
+        request[56..64].copy_from_slice(&1001_u64.to_ne_bytes());
+        assert_eq!(physical(&request), None, "more is free than there is");
+    }
+
+    #[test]
+    fn only_cpus_that_are_on_tell_how_long_they_idle() {
+        let topology: Vec<u8> = [0, 0, 0, NO_CORE, NO_CORE, NO_CORE, 1, 0, 0].map(u32::to_ne_bytes).concat();
+        let times: Vec<u8> = [7_u64, 8, 9, 10].map(u64::to_ne_bytes).concat();
+        let told = [CpuIdle { cpu: 0, idle_ns: 7 }, CpuIdle { cpu: 2, idle_ns: 9 }];
+        assert_eq!(idle(&times, &on(&topology)), told);
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl Xl {
         Ok(value.and_then(|bytes| String::from_utf8(bytes).ok()))
     }
 
-    async fn node_kib(&self, domid: DomId, path: &str) -> Result<Option<u64>> {
+    pub(super) async fn node_kib(&self, domid: DomId, path: &str) -> Result<Option<u64>> {
         Ok(self.node(domid, path).await?.and_then(|text| text.parse().ok()))
     }
 

@@ -27,6 +27,7 @@ mod build;
 pub mod config_file;
 mod control;
 mod devices;
+mod figures;
 mod hypercall;
 mod json;
 mod look;
@@ -42,8 +43,8 @@ mod tests;
 use super::config::{Disk, DiskDevice, DomainConfig, Vif};
 use super::xenstore::{Client, DomainWatch, Endpoint, StoreError, StoreRead};
 use super::{
-    AfterSave, DomId, DomainInfo, Handover, HypervisorInfo, Inflow, Observation, Outflow, Result, Toolstack,
-    ToolstackError, Trigger,
+    AfterSave, DomId, DomainInfo, GuestFigures, Handover, HypervisorInfo, Inflow, Observation, Outflow,
+    Result, Toolstack, ToolstackError, Trigger, Usage,
 };
 use crate::model::{Mac, MiB, SafePath, VmId};
 use async_trait::async_trait;
@@ -81,6 +82,8 @@ struct Inner {
     watch: DomainWatch,
     /// `None`: xl is asked.
     hypervisor: Option<Arc<Hypervisor>>,
+    /// Whether its figures are those of `xl info` too; asked once.
+    figures_agree: OnceCell<bool>,
     exe: PathBuf,
     folder: PathBuf,
     limit: Duration,
@@ -114,6 +117,7 @@ impl Xl {
                 exe: options.exe,
                 folder: options.folder,
                 limit: options.limit,
+                figures_agree: OnceCell::new(),
                 scheduler: OnceCell::new(),
                 builds: Builds::default(),
                 turn: Arc::default(),
@@ -210,6 +214,14 @@ impl Toolstack for Xl {
             Some(line) => Ok(Some(self.dressed(line).await?)),
             None => Ok(None),
         }
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.usage_now().await
+    }
+
+    async fn guest_figures(&self, domids: &[DomId]) -> Result<Vec<GuestFigures>> {
+        self.figures_of(domids).await
     }
 
     async fn create(&self, config: &DomainConfig, paused: bool) -> Result<DomId> {

@@ -2,7 +2,7 @@
 
 use super::super::config_file;
 use super::fake::{Fake, HEAD, VM, line};
-use crate::model::{MiB, SafePath, VmId, VmName};
+use crate::model::{KiB, MiB, SafePath, VmId, VmName};
 use crate::xen::config::{Boot, DomainConfig, GuestType, OnEnd, PygrubArgs, TscMode};
 use crate::xen::{AfterSave, DomId, RunState, Toolstack, ToolstackError};
 use futures_util::FutureExt;
@@ -461,4 +461,62 @@ async fn memory_that_moves_slowly_is_waited_for_and_memory_that_does_not_move_is
     let not_restored = not_restored.0;
     let told = "nothing more was read for 3 s; xl's last words: half a domain";
     assert_eq!(failed(&not_restored), told, "and not by the deadline of a build, ten times as long");
+}
+
+const INFO: &str = "echo 'nr_cpus : 2
+nr_nodes : 1
+cores_per_socket : 2
+threads_per_core : 1
+cpu_mhz : 3295.047
+hw_caps : 1fcbf3fd:c2d8220b:ec500800:00000077:00000000:01884389:00000204:00000000
+total_memory : 3071
+free_memory : 2014
+xen_major : 4
+xen_minor : 17
+xen_extra : .7
+xen_caps : xen-3.0-x86_64
+cc_compiler : gcc
+cc_compile_by : x
+cc_compile_domain : x
+cc_compile_date : x'";
+
+#[tokio::test]
+async fn where_the_hypervisor_is_not_known_to_us_memory_is_as_xl_tells_it_and_idle_time_unknown() {
+    let fake = Fake::new(&[LIST, ("info", INFO)]);
+    let usage = fake.open(LONG).await.usage().await.unwrap();
+    assert_eq!((usage.total_memory, usage.free_memory), (KiB(3071 * 1024), KiB(2014 * 1024)));
+    assert_eq!((usage.cpus, usage.domains), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn what_guests_wrote_is_read_beside_what_they_were_told_and_held_against_it() {
+    let fake = Fake::new(&[LIST]);
+    let xl = fake.open(LONG).await;
+    let put = |domid: u32, node: &str, value: &[u8]| {
+        let path = format!("/local/domain/{domid}/{node}");
+        fake.store.0.lock().unwrap().insert(path, value.to_vec());
+    };
+    for domid in [3, 6, 7] {
+        put(domid, "memory/target", b"1000");
+        put(domid, "memory/static-max", b"2000");
+    }
+    put(6, "data/meminfo_total", b"900");
+    put(6, "data/meminfo_free", b"100");
+    put(7, "data/meminfo_total", b"\xff\xff\xff");
+    put(7, "data/meminfo_free", b"100");
+    let told = xl.guest_figures(&[DomId(9), DomId(7), DomId(6), DomId(3)]).await.unwrap();
+    let kib = |told: Option<KiB>| told.map(|kib| kib.0);
+    let told: Vec<_> = told
+        .iter()
+        .map(|one| (one.domid.0, kib(one.memory_target), kib(one.guest_total), kib(one.guest_free)))
+        .collect();
+    let expected = [
+        (3, Some(1000), None, None),
+        (6, Some(1000), Some(900), Some(100)),
+        (7, Some(1000), None, None),
+        (9, None, None, None),
+    ];
+    assert_eq!(told, expected);
+    fake.store.1.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(matches!(xl.guest_figures(&[SIX]).await, Err(ToolstackError::Unreachable(_))));
 }
