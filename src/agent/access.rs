@@ -10,6 +10,7 @@ use crate::wire::{Gate, Metrics, OwnerPin, Policy, Role, TlsIdentity, TlsState};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use tokio::sync::watch;
 
 /// Whom the store knows.
 #[derive(Clone, Default)]
@@ -28,6 +29,8 @@ pub(super) struct Surroundings {
     metrics: OnceLock<Arc<Metrics>>,
     /// What the policy is made of, for a reload.
     known: RwLock<Known>,
+    /// Rises when the host's record or our certificate has changed.
+    changes: watch::Sender<u64>,
 }
 
 impl Surroundings {
@@ -39,11 +42,24 @@ impl Surroundings {
         names: certificate::Names,
     ) -> Self {
         let settings = RwLock::new(settings);
-        Self { settings, gate, tls, tls_dir, names, metrics: OnceLock::new(), known: RwLock::default() }
+        Self {
+            settings,
+            gate,
+            tls,
+            tls_dir,
+            names,
+            metrics: OnceLock::new(),
+            known: RwLock::default(),
+            changes: watch::Sender::new(0),
+        }
     }
 
     pub(super) fn serve(&self, metrics: Arc<Metrics>) {
         let _ = self.metrics.set(metrics);
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     fn settings(&self) -> Arc<Settings> {
@@ -94,7 +110,9 @@ impl Surroundings {
 
     fn put_in_force(&self, certificate: certificate::ServerCertificate) -> Result<(), String> {
         let identity = TlsIdentity { chain_pem: certificate.chain_pem, key_pem: certificate.key_pem };
-        self.tls.replace(&identity).map_err(|e| e.to_string())
+        self.tls.replace(&identity).map_err(|e| e.to_string())?;
+        self.changes.send_modify(|changes| *changes += 1);
+        Ok(())
     }
 }
 
@@ -139,6 +157,7 @@ impl Access for Surroundings {
             known.host = Some(host.clone());
         }
         self.decide_anew();
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     fn peers_changed(&self, peers: &[Peer]) {

@@ -8,11 +8,12 @@
 
 mod access;
 mod peers;
+mod reports;
 mod signals;
 mod statistics;
 mod worlds;
 
-use crate::api::Api;
+use crate::api::{Api, Reports};
 use crate::config::{Overrides, Settings};
 use crate::host::{certificate, password};
 use crate::job::{Engine, Options as JobOptions, Recurring};
@@ -101,6 +102,7 @@ struct Running {
     engine: Engine,
     server: Server,
     surroundings: Arc<Surroundings>,
+    reports: Reports,
     stop: CancellationToken,
 }
 
@@ -199,7 +201,13 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         tracing::info!(jobs = resumed, "jobs of an earlier life go on");
     }
     tell_rebuilt(&operations, &opened.report).await;
-    let api = Arc::new(Api::new(Arc::clone(&operations), engine.clone(), Arc::clone(&surroundings) as _));
+    let reports = reports::start(&settings, &operations, &surroundings, &stop).await?;
+    let api = Arc::new(Api::new(
+        Arc::clone(&operations),
+        engine.clone(),
+        Arc::clone(&surroundings) as _,
+        reports.clone(),
+    ));
     tokio::spawn(migrate_watch::run(Arc::clone(&operations), stop.clone()));
     let upgrades = Arc::new(peers::Streams::new(Arc::clone(&operations)));
     let (server, socket) = listen(&settings, gate, tls, api, upgrades)?;
@@ -211,9 +219,8 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     }
     tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
     tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));
-    statistics::start(&operations, &stop);
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
-    Ok(Running { store: opened.store, engine, server, surroundings, stop })
+    Ok(Running { store: opened.store, engine, server, surroundings, reports, stop })
 }
 
 /// Made if it is missing (0700), and a path that has no surprises in it.
@@ -438,6 +445,7 @@ async fn stop(start: &Start, running: Running) {
     if cut > 0 {
         tracing::warn!(connections = cut, "connections were cut after the drain time");
     }
+    reports::end(&running.reports).await;
     running.store.close().await;
     if start.ephemeral_state {
         worlds::end(&start.settings.state.dir).await;

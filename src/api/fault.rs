@@ -88,6 +88,7 @@ pub const TABLE: &[(&str, i32, &str)] = &[
     ("IDEMPOTENCY_CONFLICT", 307, "the idempotency key was used for another request"),
     ("CHILD_REFUSED", 308, "a job could not start its child"),
     ("ALREADY_OWNED", 400, "another manager owns this host"),
+    ("STATISTIC_NOT_FOUND", 410, "no figures of this object, or none of this name"),
     ("NOT_OWNED", 401, "no manager owns this host"),
     (
         "NOT_OWNER",

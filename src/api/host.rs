@@ -311,11 +311,8 @@ planner!(update_agent_password, |_api, arguments| {
 
 planner!(update_server_roles, |api, arguments| {
     let roles = parse_roles(arguments.text("roles")?).map_err(|e| ApiFault::invalid(e.to_string()))?;
-    let before = api.operations.host_record();
-    let record = Box::new(HostRecord { roles, ..HostRecord::clone(&before) });
-    let before = Box::new(HostRecord::clone(&before));
-    let event = format!("the host's roles are {roles}");
-    Ok(plan::host_change(event.clone(), "host-record", Step::PutHost { before, record, event }))
+    let record = HostRecord { roles, ..HostRecord::clone(&api.operations.host_record()) };
+    Ok(super::ownership::host_changed(api, record, format!("the host's roles are {roles}")))
 });
 
 planner!(certificate_renew, |_api, _arguments| Ok(plan::host_change(

@@ -15,8 +15,10 @@ pub mod document;
 mod event;
 pub mod fault;
 mod fragments;
+mod history;
 mod host;
 mod job;
+mod manager;
 mod migration;
 mod network;
 mod network_dialect;
@@ -36,9 +38,11 @@ mod vm_found;
 mod vm_show;
 
 use crate::job::{Engine, JobRecord, JobState, Options};
+use crate::manager::Deliveries;
 use crate::model::{JobId, Timestamp};
 use crate::operation::Operations;
 use crate::operation::plan::Plan;
+use crate::stats::{History, Sampler};
 use crate::wire::{Answer, Call, Caller, Fault, Handler, Role, Value};
 use arguments::Arguments;
 use fault::{ApiFault, Result};
@@ -73,6 +77,15 @@ pub struct Api {
     load: std::sync::Mutex<statistics::Load>,
     /// What the wire and the certificates tell of themselves; the composition root knows.
     about: Arc<dyn About>,
+    reports: Reports,
+}
+
+/// What is measured, kept and sent.
+#[derive(Clone)]
+pub struct Reports {
+    pub deliveries: Arc<Deliveries>,
+    pub history: Arc<History>,
+    pub sampler: Arc<Sampler>,
 }
 
 /// What the composition root knows and verbs tell.
@@ -113,12 +126,14 @@ pub fn table() -> BTreeMap<&'static str, Verb> {
         .chain(power::verbs())
         .chain(statistics::verbs())
         .chain(job::verbs())
-        .chain(event::verbs());
+        .chain(event::verbs())
+        .chain(manager::verbs())
+        .chain(history::verbs());
     families.map(|verb| (verb.name, verb)).collect()
 }
 
 impl Api {
-    pub fn new(operations: Arc<Operations>, engine: Engine, about: Arc<dyn About>) -> Self {
+    pub fn new(operations: Arc<Operations>, engine: Engine, about: Arc<dyn About>, reports: Reports) -> Self {
         Self {
             operations,
             engine,
@@ -129,6 +144,7 @@ impl Api {
             host_cpus: Arc::default(),
             load: std::sync::Mutex::default(),
             about,
+            reports,
         }
     }
 

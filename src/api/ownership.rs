@@ -50,9 +50,13 @@ impl From<OwnershipError> for ApiFault {
 }
 
 fn change(api: &Api, ownership: Ownership, event: String) -> Plan {
-    let before = api.operations.host_record();
-    let record = HostRecord { ownership, ..HostRecord::clone(&before) };
-    let before = Box::new(HostRecord::clone(&before));
+    let record = HostRecord { ownership, ..HostRecord::clone(&api.operations.host_record()) };
+    host_changed(api, record, event)
+}
+
+/// The host's record becomes this one.
+pub(super) fn host_changed(api: &Api, record: HostRecord, event: String) -> Plan {
+    let before = Box::new(HostRecord::clone(&api.operations.host_record()));
     plan::host_change(event.clone(), "host-record", Step::PutHost { before, record: Box::new(record), event })
 }
 

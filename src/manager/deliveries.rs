@@ -15,6 +15,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -92,6 +93,7 @@ pub struct Deliveries {
     parts: Arc<Parts>,
     targets: watch::Sender<Option<Arc<Target>>>,
     lines: Vec<Line>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Deliveries {
@@ -99,7 +101,7 @@ impl Deliveries {
     pub fn start(parts: Parts, events: Arc<dyn Source>, statistics: Arc<dyn Source>) -> Self {
         let parts = Arc::new(parts);
         let targets = watch::Sender::new(None);
-        let mut lines = Vec::new();
+        let (mut lines, mut tasks) = (Vec::new(), Vec::new());
         for (stream, source) in [(Stream::Events, events), (Stream::Statistics, statistics)] {
             let line = Line { stream, source, status: Arc::default(), kick: Arc::default() };
             let runner = Runner {
@@ -111,10 +113,18 @@ impl Deliveries {
                 kick: Arc::clone(&line.kick),
                 moved: Mutex::default(),
             };
-            tokio::spawn(runner.run());
+            tasks.push(tokio::spawn(runner.run()));
             lines.push(line);
         }
-        Self { parts, targets, lines }
+        Self { parts, targets, lines, tasks: Mutex::new(tasks) }
+    }
+
+    /// After the stop: waits, not for long, until both have written down how far they are.
+    pub async fn ended(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            let _ = tokio::time::timeout(Duration::from_secs(2), task).await;
+        }
     }
 
     /// From now on to this manager; `None`: to nobody.

@@ -37,6 +37,6 @@ pub use cursor::Cursor;
 pub use deliveries::{Carrier, Connect, Deliveries, Parts, Probe, RealConnect};
 pub use events::EventSource;
 pub use runner::{State, Status};
-pub use samples::{Outbox, SampleSource};
+pub use samples::{Outbox, SampleSource, time_of as sample_time};
 pub use source::{Batch, Gap, Limit, Source, Stream};
 pub use target::{Place, Target, TargetError};

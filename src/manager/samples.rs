@@ -33,6 +33,11 @@ fn split(number: u64) -> (u64, u64) {
     (number >> PART_BITS, number & WHOLE)
 }
 
+/// The time of the sweep that a number is of.
+pub fn time_of(number: u64) -> Timestamp {
+    Timestamp(split(number).0)
+}
+
 #[derive(Debug, Clone)]
 struct Sample {
     at_ms: u64,

@@ -232,6 +232,11 @@ impl History {
         known(recent, ring.as_ref())
     }
 
+    /// What the last sweep made of an object's figures: values, and of counters their rate a second.
+    pub fn rates(&self, object: Object) -> Vec<(SeriesKey, f32)> {
+        self.lock().recent.get(&object).map(Recent::last).unwrap_or_default()
+    }
+
     /// Objects of which there is anything.
     pub fn objects(&self) -> BTreeSet<Object> {
         let mut objects: BTreeSet<Object> = self.lock().recent.keys().copied().collect();

@@ -10,16 +10,15 @@
 //! What a guest writes into XenStore is the guest's word: it is read within bounds, checked, and changes only that
 //! guest's own figures.
 
-
-mod recent;
-mod ring;
-mod series;
 pub mod assemble;
 pub mod history;
 pub mod meter;
 pub mod metric;
 pub mod query;
+mod recent;
+mod ring;
 pub mod sampler;
+mod series;
 pub mod sweep;
 pub use assemble::Roster;
 pub use history::History;

@@ -107,6 +107,12 @@ impl Recent {
         Some(self.values[at * self.series.len() + column]).filter(|value| value.is_finite())
     }
 
+    /// The newest row, as far as it is known.
+    pub fn last(&self) -> Vec<(SeriesKey, f32)> {
+        let known = |(column, key): (usize, &SeriesKey)| Some((key.clone(), self.get(self.newest, column)?));
+        self.series.iter().enumerate().filter_map(known).collect()
+    }
+
     /// The means of a minute; `None` if nothing is known of it.
     pub fn minute(&self, minute: u32) -> Option<Vec<f32>> {
         let parts = u32::try_from(60 / SLOT_S).unwrap_or(1);

@@ -35,6 +35,18 @@ pub struct TlsIdentity {
 }
 
 impl TlsIdentity {
+    /// Whether the key is the certificate's, and both can be used.
+    pub fn check(&self) -> Result<(), TlsError> {
+        let (chain, key) = self.parse()?;
+        rustls::ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(TlsError::Unusable)?
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_client_auth_cert(chain, key)
+            .map(drop)
+            .map_err(TlsError::Unusable)
+    }
+
     pub(super) fn parse(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(self.chain_pem.as_bytes())
             .collect::<Result<_, _>>()
