@@ -57,6 +57,14 @@ pub enum Command {
     /// Events: what happened, numbered
     #[command(subcommand)]
     Event(EventCommand),
+    /// The manager: how far events and statistics are delivered to it
+    #[command(subcommand)]
+    Manager(ManagerCommand),
+    /// Statistics: the latest figures, and their history
+    #[command(subcommand)]
+    Stats(StatsCommand),
+    /// Domains by what they use, again and again on a terminal
+    Top(TopCommand),
     /// Locks: which job holds what
     #[command(subcommand)]
     Lock(LockCommand),
@@ -386,6 +394,93 @@ pub enum EventCommand {
         #[arg(required = true, value_name = "NUMBER")]
         numbers: Vec<i64>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ManagerCommand {
+    /// Who it is, and how far it has got what it should
+    Show,
+    /// Send it a word that asks for nothing, and tell what became of it
+    Test,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StatsCommand {
+    /// The latest figures of an object
+    Show {
+        /// host, dom0, a VM's name or UUID
+        #[arg(default_value = "host")]
+        object: String,
+    },
+    /// Objects that have a history; of one, its series
+    List { object: Option<String> },
+    /// A series' history as a plot
+    Graph {
+        /// host, dom0, a VM's name or UUID
+        object: String,
+        /// As `stats list OBJECT` has it: cpu_time, vif_rx_bytes:0
+        series: String,
+        /// How far back: 600s, 30m, 2h, 7d
+        #[arg(long, value_name = "TIME", default_value = "10m")]
+        last: Span,
+        /// Seconds between two values [default: as fine as it is kept]
+        #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..=31_536_000))]
+        step: i64,
+        /// Lines of the plot
+        #[arg(long, value_name = "LINES", default_value_t = 12, value_parser = clap::value_parser!(u8).range(2..=60))]
+        height: u8,
+    },
+}
+
+/// A time of some length: `90s`, `10m`, `2h`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(u64);
+
+impl Span {
+    pub fn seconds(self) -> u64 {
+        self.0
+    }
+}
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "allowed: a number with s, m, h or d, up to 366d".to_owned();
+        let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return Err(wrong()),
+        };
+        let count: u64 = digits.parse().map_err(|_| wrong())?;
+        let span = count.checked_mul(seconds).filter(|span| (1..=366 * 86_400).contains(span));
+        span.map(Self).ok_or_else(wrong)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct TopCommand {
+    /// Seconds between two looks; figures are measured every 10
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
+    /// End after so many looks [default: never on a terminal, else after one]
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// What stands first
+    #[arg(long, value_enum, default_value_t = Sort::Cpu)]
+    pub sort: Sort,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sort {
+    Cpu,
+    Memory,
+    Net,
+    Disk,
+    Name,
 }
 
 #[derive(Debug, Subcommand)]

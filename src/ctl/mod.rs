@@ -16,11 +16,16 @@ mod error;
 mod event;
 mod host;
 mod job;
+mod manager;
 mod network;
 mod output;
 mod peer;
+mod plot;
 mod rpc;
+mod scale;
+mod stats;
 mod store;
+mod top;
 mod values;
 mod vm;
 
@@ -113,6 +118,9 @@ async fn execute(command: Command, session: &mut Session<'_>) -> Result<(), CtlE
         Command::Job(JobCommand::Wait { id }) => job::wait(session, id).await,
         Command::Job(JobCommand::Cancel { id, no_wait }) => job::cancel(session, id, no_wait).await,
         Command::Event(command) => event::execute(session, command).await,
+        Command::Manager(command) => manager::execute(session, command).await,
+        Command::Stats(command) => stats::execute(session, command).await,
+        Command::Top(command) => top::execute(session, command).await,
         Command::Lock(args::LockCommand::List) => job::locks(session).await,
         Command::Verb(command) => call::verbs(session, command).await,
         Command::Call { verb, args } => call::call(session, &verb, &args).await,

@@ -104,6 +104,11 @@ async fn adopted(session: &mut Session<'_>) -> Result<(), CtlError> {
     session.printer.list(FOUND, &Value::Array(rows))
 }
 
+/// The UUID of the VM of that UUID, or else of that name.
+pub(super) async fn resolve(session: &mut Session<'_>, named: &str) -> Result<String, CtlError> {
+    find(session, named).await.map(|found| found.uuid)
+}
+
 /// The VM of that UUID, or else of that name.
 async fn find(session: &mut Session<'_>, named: &str) -> Result<Found, CtlError> {
     let vms = session.read("vm_list", &[]).await?;
