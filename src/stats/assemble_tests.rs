@@ -91,8 +91,8 @@ fn what_a_vif_received_its_guest_has_sent() {
 
 #[test]
 fn a_link_is_its_guests_by_the_toolstacks_name_or_the_chosen_one_and_else_the_hosts() {
-    let mut book = Book::default();
-    book.chosen = [("web0".into(), vm(2)), ("gone0".into(), vm(9))].into();
+    let chosen = [("web0".into(), vm(2)), ("gone0".into(), vm(9))].into();
+    let book = Book { chosen, ..Book::default() };
     let names = [
         "lo",
         "eth0",

@@ -100,6 +100,7 @@ const HWMON: (&str, &str) = ("/sys/class/hwmon", "0.001 °C");
 const DOMAINS: (&str, &str) = ("sysctl getdomaininfolist", "1 ns");
 const DOMAIN_MEMORY: (&str, &str) = ("sysctl getdomaininfolist", "4 KiB");
 const DOMAIN_COUNT: (&str, &str) = ("sysctl getdomaininfolist", "1");
+const MOST: (&str, &str) = ("XenStore memory/static-max", "1 KiB");
 const TARGET: (&str, &str) = ("XenStore memory/target", "1 KiB");
 const GUEST: (&str, &str) = ("XenStore data/meminfo_*, written by the guest", "1 KiB; the guest's word");
 const BLKBACK: (&str, &str) = ("/sys/bus/xen-backend", "512 bytes");
@@ -133,7 +134,7 @@ pub const METRICS: &[Metric] = &[
     counter(("cpu_time", Domain, Seconds, None), "CPU time that a domain's virtual CPUs have used, all together.", DOMAINS),
     gauge(("vcpus", Domain, Count, None), "A domain's virtual CPUs that are online.", DOMAIN_COUNT),
     gauge(("memory", Domain, Bytes, None), "Memory that a domain has.", DOMAIN_MEMORY),
-    gauge(("memory_max", Domain, Bytes, None), "Memory that a domain may have at most.", DOMAIN_MEMORY),
+    gauge(("memory_max", Domain, Bytes, None), "Memory that a domain may have at most.", MOST),
     gauge(("memory_target", Domain, Bytes, None), "Memory that a domain was told to have.", TARGET),
     gauge(("guest_memory_total", Domain, Bytes, None), "Memory as the guest counts it, if it tells.", GUEST),
     gauge(("guest_memory_free", Domain, Bytes, None), "Free memory as the guest counts it, if it tells.", GUEST),

@@ -5,6 +5,9 @@
 //! for one *instance* (a vif, a disk, a CPU); a *sweep* is all figures of all objects read at one moment, one reading
 //! a source and no process a domain; a *series* is the history of one figure.
 //!
+//! The [`Sampler`] asks the drivers and makes a sweep of what they tell ([`assemble`]); it publishes the latest and keeps
+//! none before it.
+//!
 //! Counters are kept in a sweep as their sources count; what a series keeps of them is their rate a second.
 //!
 //! What a guest writes into XenStore is the guest's word: it is read within bounds, checked, and changes only that

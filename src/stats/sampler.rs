@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 /// What a source may take at most, however seldom we sample.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Of the words that say what is wrong with a source.
-const MAX_WHY_BYTES: usize = 300;
+const MAX_WHY_CHARACTERS: usize = 300;
 
 /// Where the figures come from.
 #[derive(Clone)]
@@ -183,11 +183,7 @@ async fn within<T, E: Display>(
 ) -> Result<T, String> {
     match tokio::time::timeout(limit, ask).await {
         Ok(Ok(told)) => Ok(told),
-        Ok(Err(error)) => {
-            let mut why = error.to_string();
-            why.truncate(why.floor_char_boundary(MAX_WHY_BYTES));
-            Err(why)
-        }
+        Ok(Err(error)) => Err(error.to_string().chars().take(MAX_WHY_CHARACTERS).collect()),
         Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
     }
 }

@@ -48,7 +48,8 @@ impl Object {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figure {
     pub metric: MetricId,
-    /// Of a metric that has instances: which one (`eth0`, `0`, `51712`). At most 64 bytes, and never a guest's word.
+    /// Of a metric that has instances: which one (`eth0`, `0`, `51712`). At most 64 bytes, and never a guest's word. A vif
+    /// is called by its number, or by the name that was chosen for it, so that it is the same when its VM starts again.
     pub instance: Option<Arc<str>>,
     /// Never NaN and never infinite: a figure that is not known is not there.
     pub value: f64,

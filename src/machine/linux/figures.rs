@@ -133,13 +133,18 @@ fn temperatures(root: &Path) -> Vec<(String, f64)> {
         };
         let told = |what: String| value(&what).filter(|text| !text.is_empty());
         let name = told(format!("temp{number}_label")).or_else(|| told("name".to_owned()));
-        let mut name = name.unwrap_or_else(|| "sensor".to_owned());
-        name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
+        let name = first(&name.unwrap_or_else(|| "sensor".to_owned()), MAX_NAME_BYTES);
         let times = taken.entry(name.clone()).and_modify(|times| *times += 1).or_insert(1);
         let name = if *times == 1 { name } else { format!("{name} {times}") };
         all.push((name, f64::from(thousandths) / 1000.0));
     }
     all
+}
+
+/// The whole characters that so many bytes hold.
+fn first(text: &str, max_bytes: usize) -> String {
+    let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= max_bytes;
+    text.char_indices().take_while(fits).map(|(_, c)| c).collect()
 }
 
 /// Chips with the numbers of their sensors of temperature, in order.

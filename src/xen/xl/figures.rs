@@ -49,9 +49,12 @@ impl Xl {
 
     pub(super) async fn figures_of(&self, domids: &[DomId]) -> Result<Vec<GuestFigures>> {
         let until = Instant::now() + self.inner.limit;
-        let readings = domids.to_vec().into_iter().map(|domid| self.figures_of_one(domid));
+        // Futures of a slice's own items would not be general enough for the trait's.
+        let domids: Vec<DomId> = domids.into();
+        let count = domids.len();
+        let readings = domids.into_iter().map(|domid| self.figures_of_one(domid));
         let mut readings = stream::iter(readings).buffer_unordered(AT_ONCE);
-        let (mut told, mut trouble) = (Vec::with_capacity(domids.len()), None);
+        let (mut told, mut trouble) = (Vec::with_capacity(count), None);
         loop {
             match timeout_at(until, readings.next()).await {
                 Ok(Some(Ok(figures))) => told.push(figures),
