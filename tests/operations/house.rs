@@ -185,6 +185,10 @@ impl Life {
 
     pub async fn events(&self, kind: &str) -> Vec<Event> {
         let page = self.operations.events.list(&Query { limit: 10_000, ..Query::default() }).await.unwrap();
+        for (_, event) in &page.events {
+            let row = dom0d::event::catalogue::find(&event.kind).expect("it is of the catalogue");
+            assert!(row.fits(&event.object), "{event:?} and {row:?}");
+        }
         page.events.into_iter().map(|(_, event)| event).filter(|event| event.kind == kind).collect()
     }
 
