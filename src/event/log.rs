@@ -379,6 +379,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_not_on_disk_for_good_is_not_shown() {
+        let log = log(10).await;
+        log.publish(&event(1)).await.unwrap();
+        // The engine has it, and its commit has not come through yet.
+        let mut txn = Txn::new();
+        txn.put(&EVENTS, &EventNumber(2), &event(2));
+        log.inner.store.commit(txn).await.unwrap();
+        for since in 0..4 {
+            let page = log.list(&after(since)).await.unwrap();
+            assert!(page.gap.is_none() && numbers(&page).iter().all(|n| *n == 1), "{page:?}");
+            assert_eq!(page.last.0, since.max(1));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_waiter_hears_of_the_next_event_and_of_nothing_when_its_time_is_up() {
         let log = log(10).await;
         let waiter = tokio::spawn({

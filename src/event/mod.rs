@@ -67,6 +67,7 @@ pub struct Acknowledgement {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::manual_non_exhaustive, reason = "`non_exhaustive` would not hold within the crate")]
 pub struct Event {
     pub time: Timestamp,
     /// Stable and dotted: `vm.crashed`, `job.failed`. Of the catalogue, if this release wrote it.

@@ -120,6 +120,7 @@ impl Life {
         let stop = CancellationToken::new();
         tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
         tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));
+        tokio::spawn(dom0d::event::run(operations.events.clone(), stop.clone()));
         Self { operations, engine, store, stop, dead }
     }
 
