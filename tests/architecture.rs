@@ -4,6 +4,7 @@
 //! The rules are functions from text to complaints, so that the tests below can also hand them made-up text and
 //! see that they would catch what they are for.
 
+use dom0d::event::catalogue::CATALOGUE;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -314,6 +315,17 @@ fn wrong_unsafe(source: &Source) -> Vec<String> {
     Vec::new()
 }
 
+/// A type of events is spelt in the catalogue alone; elsewhere it is a constant. dom0ctl knows nothing of the catalogue.
+fn wrong_event_types(source: &Source) -> Vec<String> {
+    if source.path.starts_with("src/event/") || source.room() == "ctl" {
+        return Vec::new();
+    }
+    let code = code_with_strings(&source.text);
+    let spelt = CATALOGUE.iter().map(|entry| entry.kind.as_str());
+    let spelt = spelt.filter(|kind| code.contains(&format!("\"{kind}\"")));
+    spelt.map(|kind| format!("{}: spells {kind}; dom0d::event::kind has it", source.path)).collect()
+}
+
 fn hold(rule: fn(&Source) -> Vec<String>) {
     let sources = sources();
     assert!(sources.len() > 10, "only {} files were found", sources.len());
@@ -353,6 +365,15 @@ fn every_room_is_declared_drawn_and_on_a_floor() {
         let drawn = drawing.split(|c: char| !is_word(c)).any(|word| word == room);
         assert!(drawn, "{room} is not in the drawing");
     }
+}
+
+#[test]
+fn types_of_events_are_spelt_in_their_catalogue_alone() {
+    hold(wrong_event_types);
+    let spells = "fn f() -> Event { event.kind = \"vm.started\".to_owned(); }";
+    assert_eq!(complaints(wrong_event_types, "src/operation/mod.rs", spells), 1);
+    assert_eq!(complaints(wrong_event_types, "src/event/log.rs", spells), 0);
+    assert_eq!(complaints(wrong_event_types, "src/config/check.rs", "(\"vm.kernels\", 1)"), 0);
 }
 
 fn complaints(rule: fn(&Source) -> Vec<String>, path: &str, text: &str) -> usize {

@@ -2,7 +2,7 @@
 //! takes, and how callers fare while it prunes that down to its bounds.
 
 use crate::daemon::{Daemon, Home, call, median, say, structure, text};
-use dom0d::event::{Event, Severity};
+use dom0d::event::{Event, kind};
 use dom0d::job::{JobRecord, JobState, LockWant, StepRecord, StepState};
 use dom0d::model::{JobId, Timestamp};
 use dom0d::store::{self, Store, Table, Txn};
@@ -86,8 +86,7 @@ async fn fill(home: &Home) {
         let mut txn = Txn::new();
         for n in first..first + 2_000 {
             let vm = format!("vm/0004fb00-0006-4000-8000-{:012x}", n % 500);
-            let event =
-                Event::new("vm.started", Severity::Info, vm, format!("VM web-{} was started", n % 500));
+            let event = Event::new(kind::VM_STARTED, vm, format!("VM web-{} was started", n % 500));
             event.with_job(JobId(n % JOBS + 1)).append_to(&mut txn);
         }
         store.commit(txn).await.unwrap();

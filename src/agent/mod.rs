@@ -15,6 +15,7 @@ mod worlds;
 
 use crate::api::{Api, Reports};
 use crate::config::{Overrides, Settings};
+use crate::event::{self, Event};
 use crate::host::{certificate, password};
 use crate::job::{Engine, Options as JobOptions, Recurring};
 use crate::model::{JobId, SafePath, Secret};
@@ -94,11 +95,14 @@ const COUNTERS: &[&str] = &["job"];
 const MAX_STATE_PATH: usize = 512;
 /// How often history is brought back to its bounds.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
+/// What a stop gives the events that were held back.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(86_400);
 
 /// Everything that lives while the daemon does.
 struct Running {
     store: Store,
+    events: event::Log,
     engine: Engine,
     server: Server,
     surroundings: Arc<Surroundings>,
@@ -219,8 +223,10 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     }
     tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
     tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));
+    tokio::spawn(event::run(operations.events.clone(), stop.clone()));
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
-    Ok(Running { store: opened.store, engine, server, surroundings, reports, stop })
+    let events = operations.events.clone();
+    Ok(Running { store: opened.store, events, engine, server, surroundings, reports, stop })
 }
 
 /// Made if it is missing (0700), and a path that has no surprises in it.
@@ -321,7 +327,7 @@ async fn tell_rebuilt(operations: &Operations, report: &OpenReport) {
          before this are gone; the old store is kept in {}",
         moved_aside.display()
     );
-    let event = crate::event::Event::new("store.rebuilt", crate::event::Severity::Critical, "host", text);
+    let event = Event::new(event::kind::STORE_REBUILT, "host", text);
     if let Err(error) = operations.events.publish(&event).await {
         tracing::warn!(%error, "an event was not written");
     }
@@ -444,6 +450,9 @@ async fn stop(start: &Start, running: Running) {
     let (cut, ()) = tokio::join!(running.server.drain(patience), running.engine.halt(patience));
     if cut > 0 {
         tracing::warn!(connections = cut, "connections were cut after the drain time");
+    }
+    if tokio::time::timeout(FLUSH_WITHIN, running.events.flush()).await.is_err() {
+        tracing::warn!("events that were held back are not told");
     }
     reports::end(&running.reports).await;
     running.store.close().await;

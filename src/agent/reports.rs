@@ -39,7 +39,7 @@ pub(super) async fn start(
         connect: Arc::new(RealConnect),
         stop: stop.clone(),
     };
-    let id = "log".to_owned();
+    let id = log.stream().to_owned();
     let events = Arc::new(EventSource::new(log, id.clone(), us.clone()));
     let samples = Arc::new(SampleSource::new(Arc::clone(&outbox), id, us));
     let deliveries = Arc::new(Deliveries::start(parts, events, samples));

@@ -6,7 +6,7 @@ use super::fault::{ApiFault, Result};
 use super::ownership;
 use super::value::{int, or_nil, structure, text, to_json};
 use super::verb::{Kind, Origin, Row, Verb, nil};
-use crate::event::{Event, Severity};
+use crate::event::{Event, kind};
 use crate::host::{HostRecord, ManagerUrl, Ownership, OwnershipError};
 use crate::manager::{Probe, Status, Stream};
 use crate::operation::plan::Plan;
@@ -96,7 +96,7 @@ fn notify_manager<'a>(
             let why = format!("is {size} bytes long as JSON; allowed: up to {MAX_NOTIFICATION_BYTES}");
             return Err(arguments.wrong("data", why));
         }
-        let event = Event::new("manager.notification", Severity::Info, "host", said)
+        let event = Event::new(kind::MANAGER_NOTIFICATION, "host", said)
             .with("by", caller.to_string())
             .with("data", data);
         api.operations.events.publish(&event).await?;

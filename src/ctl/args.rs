@@ -367,8 +367,11 @@ pub enum EventCommand {
     /// Events kept
     List {
         /// Events after this number
-        #[arg(long, value_name = "NUMBER")]
+        #[arg(long, value_name = "NUMBER", conflicts_with = "token")]
         since: Option<i64>,
+        /// Events after this token of an earlier answer, which also tells whether some were missed
+        #[arg(long)]
+        token: Option<String>,
         /// At most this many
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(i32).range(1..=10_000))]
         limit: i32,
@@ -383,8 +386,11 @@ pub enum EventCommand {
     /// Print events as they come, until interrupted (or --timeout)
     Watch {
         /// Events after this number [default: from now on]
-        #[arg(long, value_name = "NUMBER")]
+        #[arg(long, value_name = "NUMBER", conflicts_with = "token")]
         since: Option<i64>,
+        /// Events after this token: what `event list` and an earlier watch told
+        #[arg(long)]
+        token: Option<String>,
         /// End after this many
         #[arg(long, value_name = "N")]
         count: Option<u64>,

@@ -2,7 +2,7 @@
 
 use super::args::EventCommand;
 use super::output::{Column, cell};
-use super::values::{int, number, options};
+use super::values::{int, options};
 use super::{CtlError, Session, job};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -21,24 +21,29 @@ const COLUMNS: &[Column] = &[
 
 /// One wait for the next event.
 const WAIT_S: u64 = 30;
+/// Events in one answer.
+const MOST: u64 = 1000;
 /// How much longer than that the answer may take.
 const GRACE: Duration = Duration::from_secs(10);
 
 pub async fn execute(session: &mut Session<'_>, command: EventCommand) -> Result<(), CtlError> {
     match command {
-        EventCommand::List { since, limit, severity, object, unacknowledged } => {
+        EventCommand::List { since, token, limit, severity, object, unacknowledged } => {
             let given = options([
                 ("since", since.map(int)),
+                ("token", token.map(Value::from)),
                 ("limit", Some(Value::Int(limit))),
                 ("severity", severity.map(Value::from)),
                 ("object", object.map(Value::from)),
                 ("unacknowledged", unacknowledged.then_some(Value::Bool(true))),
             ]);
             let answer = session.read("event_list", &[given]).await?;
-            note_gap(session, &answer);
-            session.printer.list(COLUMNS, &answer["events"])
+            note_lost(session, &answer);
+            session.printer.list(COLUMNS, &answer["events"])?;
+            note_token(session, &answer["token"]);
+            Ok(())
         }
-        EventCommand::Watch { since, count } => watch(session, since, count).await,
+        EventCommand::Watch { since, token, count } => watch(session, since, token, count).await,
         EventCommand::Ack { numbers } => {
             let count =
                 session.read("event_ack", &[Value::Array(numbers.into_iter().map(int).collect())]).await?;
@@ -51,13 +56,20 @@ pub async fn execute(session: &mut Session<'_>, command: EventCommand) -> Result
     }
 }
 
-async fn watch(session: &mut Session<'_>, since: Option<i64>, count: Option<u64>) -> Result<(), CtlError> {
+/// Goes on by token, so that a restart of the daemon is no matter and a history that was lost is told.
+async fn watch(
+    session: &mut Session<'_>,
+    since: Option<i64>,
+    token: Option<String>,
+    count: Option<u64>,
+) -> Result<(), CtlError> {
     let until = session.timeout.map(|timeout| Instant::now() + timeout);
-    let mut since = match since {
-        Some(since) => since,
-        None => {
+    let mut place = match (since, token) {
+        (Some(since), _) => int(since),
+        (None, Some(token)) => Value::from(token),
+        (None, None) => {
             let newest = session.read("event_list", &[options([("limit", Some(Value::Int(1)))])]).await?;
-            last_of(&newest, "event_list")?
+            token_of(&newest, "event_list")?
         }
     };
     let mut left = count.unwrap_or(u64::MAX);
@@ -66,33 +78,47 @@ async fn watch(session: &mut Session<'_>, since: Option<i64>, count: Option<u64>
         if let Some(until) = until {
             let rest = until.saturating_duration_since(Instant::now());
             if rest.is_zero() {
-                return Ok(());
+                break;
             }
             wait_s = wait_s.min(rest.as_secs().max(1));
         }
         let wait = Duration::from_secs(wait_s);
-        let params = [int(since), int(wait_s as i64)];
+        // No more than are to be printed: the answer's token is to be the place behind the last of them.
+        let limit = options([("limit", (left < MOST).then(|| int(left as i64)))]);
+        let params = [place, int(wait_s as i64), limit];
         let answer = job::patiently(session, "event_wait", &params, wait + GRACE).await?;
-        note_gap(session, &answer);
+        note_lost(session, &answer);
         let events = answer["events"].as_array().unwrap_or(&[]);
-        for event in events.iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
+        for event in events {
             print_one(session, event)?;
         }
         left = left.saturating_sub(events.len() as u64);
-        since = last_of(&answer, "event_wait")?.max(since);
+        place = token_of(&answer, "event_wait")?;
     }
+    note_token(session, &place);
     Ok(())
 }
 
-fn last_of(answer: &Value, verb: &str) -> Result<i64, CtlError> {
-    number(answer, "last")
-        .ok_or_else(|| CtlError::Answer { verb: verb.to_owned(), problem: "no last number".to_owned() })
+fn token_of(answer: &Value, verb: &str) -> Result<Value, CtlError> {
+    match answer.get("token") {
+        Some(token @ Value::String(_)) => Ok(token.clone()),
+        _ => Err(CtlError::Answer { verb: verb.to_owned(), problem: "no token".to_owned() }),
+    }
 }
 
-fn note_gap(session: &mut Session<'_>, answer: &Value) {
+fn note_token(session: &mut Session<'_>, token: &Value) {
+    if let Value::String(token) = token {
+        session.printer.note(&format!("to go on: --token {token}"));
+    }
+}
+
+fn note_lost(session: &mut Session<'_>, answer: &Value) {
     if let Some(gap @ Value::Struct(_)) = answer.get("gap") {
         let text = format!("events {} to {} are no longer kept", cell(&gap["from"]), cell(&gap["to"]));
         session.printer.note(&text);
+    } else if matches!(answer.get("lost"), Some(Value::Bool(true))) {
+        let text = "the history of this host was begun anew or set back: events may have been missed; all that are kept follow";
+        session.printer.note(text);
     }
 }
 

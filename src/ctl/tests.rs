@@ -267,32 +267,56 @@ fn event(number: u32) -> Json {
            "text": "started", "job": null, "acknowledged": false})
 }
 
-#[tokio::test]
-async fn a_watch_goes_on_where_it_was_and_tells_of_a_gap() {
-    let fake = Fake::default()
-        .answers("event_list", json!({"events": [event(7)], "last": 7, "gap": null}))
-        .answers("event_wait", json!({"events": [event(8), event(9)], "last": 9, "gap": null}))
-        .answers("event_wait", json!({"events": [], "last": 9, "gap": null}))
-        .answers("event_wait", json!({"events": [event(20)], "last": 20, "gap": {"from": 10, "to": 19}}));
-    let ran = ctl(&fake, &["event", "watch", "--count", "3"]).await;
-    asserted(&ran, Exit::Ok);
-    assert_eq!(ran.stdout.lines().count(), 3);
-    assert!(ran.stdout.starts_with("8  t  info  vm.started  vm/a  started\n"), "{}", ran.stdout);
-    assert_eq!(ran.stderr, "events 10 to 19 are no longer kept\n");
-    assert_eq!((fake.params(1)[0].clone(), fake.params(3)[0].clone()), (json!(7), json!(9)));
+fn page(events: Json, token: &str) -> Json {
+    json!({"events": events, "last": 0, "gap": null, "lost": false, "token": token})
 }
 
 #[tokio::test]
-async fn a_watch_in_json_is_one_event_a_line() {
-    let fake = Fake::default().answers("event_wait", json!({"events": [event(8)], "last": 8, "gap": null}));
+async fn a_watch_goes_on_by_token_and_tells_of_a_gap_and_of_a_history_that_was_lost() {
+    let mut gap = page(json!([event(20)]), "s:20");
+    gap["gap"] = json!({"from": 10, "to": 19});
+    gap["lost"] = json!(true);
+    let mut lost = page(json!([event(1)]), "t:1");
+    lost["lost"] = json!(true);
+    let fake = Fake::default()
+        .answers("event_list", page(json!([event(7)]), "s:7"))
+        .answers("event_wait", page(json!([event(8), event(9)]), "s:9"))
+        .then("event_wait", Reply::Unreachable)
+        .answers("event_wait", page(json!([]), "s:9"))
+        .answers("event_wait", gap)
+        .answers("event_wait", lost);
+    let ran = ctl(&fake, &["event", "watch", "--count", "4"]).await;
+    asserted(&ran, Exit::Ok);
+    assert_eq!(ran.stdout.lines().count(), 4);
+    assert!(ran.stdout.starts_with("8  t  info  vm.started  vm/a  started\n"), "{}", ran.stdout);
+    let notes: Vec<&str> = ran.stderr.lines().collect();
+    assert_eq!((notes[0], notes[2]), ("events 10 to 19 are no longer kept", "to go on: --token t:1"));
+    assert!(notes[1].contains("may have been missed"), "{}", ran.stderr);
+    let asked: Vec<Json> = (1..6).map(|n| fake.params(n)).collect();
+    assert_eq!(asked[0], json!(["s:7", 30, {"limit": 4}]));
+    assert_eq!((&asked[1], &asked[2]), (&json!(["s:9", 30, {"limit": 2}]), &asked[1]));
+    assert_eq!(asked[4], json!(["s:20", 30, {"limit": 1}]));
+}
+
+#[tokio::test]
+async fn a_watch_begins_where_it_is_told_to() {
+    let fake = Fake::default().answers("event_wait", page(json!([event(8)]), "s:8"));
     let ran = ctl(&fake, &["-o", "json", "event", "watch", "--since", "7", "--count", "1"]).await;
     assert_eq!(serde_json::from_str::<Json>(ran.stdout.trim_end()).unwrap(), event(8));
-    assert_eq!(ran.stdout.lines().count(), 1);
+    assert_eq!(ran.stdout.lines().count(), 1, "one event a line");
+    assert_eq!(fake.params(0)[0], json!(7));
+    let fake = Fake::default().answers("event_wait", page(json!([event(8)]), "s:8"));
+    ctl(&fake, &["event", "watch", "--token", "s:5", "--count", "1"]).await;
+    assert_eq!(fake.params(0)[0], json!("s:5"));
+    let fake = Fake::default().answers("event_list", page(json!([event(8)]), "s:8"));
+    let ran = ctl(&fake, &["event", "list", "--token", "s:5"]).await;
+    assert_eq!(fake.params(0), json!([{"token": "s:5", "limit": 100}]));
+    assert_eq!(ran.stderr, "to go on: --token s:8\n");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_ends_well_when_it_was_told_to() {
-    let nothing = json!({"events": [], "last": 7, "gap": null});
+    let nothing = page(json!([]), "s:7");
     let fake = Fake::default()
         .then("event_wait", Reply::Late(nothing.clone()))
         .then("event_wait", Reply::Unreachable)
@@ -301,8 +325,8 @@ async fn a_watch_ends_well_when_it_was_told_to() {
         .then("event_wait", Reply::Late(nothing));
     let ran = ctl(&fake, &["--timeout", "65", "event", "watch", "--since", "7"]).await;
     asserted(&ran, Exit::Ok);
-    assert_eq!((fake.params(0), fake.params(3)), (json!([7, 30]), json!([7, 4])));
-    assert_eq!(fake.params(4), json!([7, 1]));
+    assert_eq!((fake.params(0), fake.params(3)), (json!([7, 30, {}]), json!(["s:7", 4, {}])));
+    assert_eq!(fake.params(4), json!(["s:7", 1, {}]));
     assert_eq!(ran.stdout, "");
 }
 

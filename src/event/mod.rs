@@ -1,22 +1,39 @@
 //! Events: facts worth telling, numbered without a hole, durable, bounded, acknowledged.
 //!
-//! Words: an event's *object* is what it is about (`vm/<uuid>`, `host`, `job/17`); a *gap* says which numbers
-//! are no longer kept, so that a reader who comes late learns what it missed instead of missing it silently.
+//! Words: an event's *object* is what it is about (`vm/<uuid>`, `host`, `job/17`); its *type* is one of the
+//! [`catalogue`]; an *alert* is one of severity warning or above, open until it is acknowledged; a *gap* says which numbers
+//! are no longer kept, so that a reader who comes late learns what it missed instead of missing it silently; a
+//! [`Token`] is a place to go on from that also tells whether the numbers are still those of the same store.
 //!
 //! The number is given by the store when the transaction that holds the event is committed; an event that goes
 //! with a change (a VM's record, a job's end) is in the same transaction as the change. Readers wait on the
-//! table's sequence. Delivery to a manager reads here by number, from the last it has taken.
+//! table's sequence, and are never shown what a crash could still take back. Delivery to a manager reads here by number,
+//! from the last it has taken.
+//!
+//! ```text
+//! publish ---> damper (families that flap; the rest passes) ---> log <--- transactions of jobs
+//!                 |  calm again: event.flapping                   |
+//!                 +----------------------------------------------->  keeper: follows by number, clears alerts,
+//!                                                                   prunes beyond twice the bound
+//! ```
 
-use crate::config;
+pub mod catalogue;
+mod clearing;
+mod damper;
+mod keeper;
+mod log;
+#[cfg(test)]
+mod reference;
+mod token;
+
+pub use catalogue::{Kind, kind};
+pub use keeper::run;
+pub use log::{Log, TABLE};
+pub use token::Token;
+
 use crate::model::{EventNumber, JobId, Timestamp};
-use crate::store::{Key, Range, Store, StoreError, Table, Txn};
+use crate::store::Txn;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
-use tokio::time::Instant;
-
-const EVENTS: Table<Event> = Table::new("event", 1);
-/// The table's name, for the store's ledger of counters.
-pub const TABLE: &str = EVENTS.name;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,9 +67,10 @@ pub struct Acknowledgement {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::manual_non_exhaustive, reason = "`non_exhaustive` would not hold within the crate")]
 pub struct Event {
     pub time: Timestamp,
-    /// Stable and dotted: `vm.crashed`, `job.failed`.
+    /// Stable and dotted: `vm.crashed`, `job.failed`. Of the catalogue, if this release wrote it.
     #[serde(rename = "type")]
     pub kind: String,
     pub severity: Severity,
@@ -65,20 +83,36 @@ pub struct Event {
     pub data: serde_json::Map<String, serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acknowledged: Option<Acknowledgement>,
+    /// Whose call it belongs to: a W3C traceparent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+    /// Only [`Event::new`] makes one, and it takes a [`Kind`].
+    #[serde(skip)]
+    made: (),
 }
 
 impl Event {
-    pub fn new(kind: &str, severity: Severity, object: impl Into<String>, text: impl Into<String>) -> Self {
+    /// With the severity that the catalogue says.
+    pub fn new(kind: Kind, object: impl Into<String>, text: impl Into<String>) -> Self {
         Self {
             time: Timestamp::now(),
-            kind: kind.to_owned(),
-            severity,
+            kind: kind.as_str().to_owned(),
+            severity: kind.entry().severity,
             object: object.into(),
             text: text.into(),
             job: None,
             data: serde_json::Map::new(),
             acknowledged: None,
+            trace: None,
+            made: (),
         }
+    }
+
+    /// For a type of which some events are worse than others; the catalogue tells which.
+    #[must_use]
+    pub fn with_severity(mut self, severity: Severity) -> Self {
+        self.severity = severity;
+        self
     }
 
     #[must_use]
@@ -95,7 +129,7 @@ impl Event {
 
     /// Adds the event to a transaction; it gets its number when that is committed.
     pub fn append_to(&self, txn: &mut Txn) {
-        txn.append(&EVENTS, self);
+        txn.append(&log::EVENTS, self);
     }
 }
 
@@ -126,150 +160,6 @@ pub struct Page {
     pub gap: Option<Gap>,
 }
 
-/// The log of events.
-#[derive(Clone)]
-pub struct Log {
-    store: Store,
-    history: u64,
-}
-
-impl Log {
-    pub fn new(store: Store, settings: &config::Events) -> Self {
-        Self { store, history: settings.history as u64 }
-    }
-
-    /// The number of the newest event on disk.
-    pub fn last(&self) -> EventNumber {
-        EventNumber(*self.store.sequence(TABLE).borrow())
-    }
-
-    /// Writes one event that goes with no other change.
-    pub async fn publish(&self, event: &Event) -> Result<EventNumber, StoreError> {
-        self.publish_with(event, Txn::essential()).await
-    }
-
-    /// Writes an event together with a change, which appends nothing itself.
-    pub async fn publish_with(&self, event: &Event, mut change: Txn) -> Result<EventNumber, StoreError> {
-        event.append_to(&mut change);
-        let committed = self.store.commit(change).await?;
-        Ok(EventNumber(committed.appended.first().copied().unwrap_or_default()))
-    }
-
-    /// The first event of this type and job after a number, if it is kept.
-    pub async fn find(
-        &self,
-        since: EventNumber,
-        kind: &str,
-        job: Option<JobId>,
-    ) -> Result<Option<EventNumber>, StoreError> {
-        let mut query = Query { since, limit: 512, ..Query::default() };
-        loop {
-            let page = self.list(&query).await?;
-            let found = page.events.iter().find(|(_, event)| event.kind == kind && event.job == job);
-            if let Some((number, _)) = found {
-                return Ok(Some(*number));
-            }
-            if page.last >= self.last() || page.last == query.since {
-                return Ok(None);
-            }
-            query.since = page.last;
-        }
-    }
-
-    /// Events that match, oldest first, and the gap if older ones were asked for than are kept.
-    pub async fn list(&self, query: &Query) -> Result<Page, StoreError> {
-        const SCAN_PAGE: usize = 512;
-        let newest = self.last();
-        let mut page = Page { gap: self.gap(query.since, newest).await?, ..Page::default() };
-        page.last = page.gap.map_or(query.since, |gap| gap.to);
-        let limit = query.limit.max(1);
-        while page.events.len() < limit && page.last < newest {
-            let rows = self.store.scan(&EVENTS, Range::after(page.last.bytes()).limit(SCAN_PAGE)).await?;
-            let Some((newest_row, _)) = rows.last() else { break };
-            let end = EventNumber(number(newest_row));
-            for (key, event) in rows {
-                page.last = EventNumber(number(&key));
-                if query.matches(&event) {
-                    page.events.push((page.last, event));
-                    if page.events.len() >= limit {
-                        return Ok(page);
-                    }
-                }
-            }
-            page.last = end;
-        }
-        Ok(page)
-    }
-
-    async fn gap(&self, since: EventNumber, newest: EventNumber) -> Result<Option<Gap>, StoreError> {
-        if since >= newest {
-            return Ok(None);
-        }
-        let first = match self.store.first_key(TABLE).await? {
-            Some(key) => number(&key),
-            None => newest.0 + 1,
-        };
-        let from = since.0 + 1;
-        Ok((from < first).then_some(Gap { from: EventNumber(from), to: EventNumber(first - 1) }))
-    }
-
-    /// As `list`, but waits up to `timeout` for something to answer.
-    pub async fn wait(&self, query: &Query, timeout: Duration) -> Result<Page, StoreError> {
-        let deadline = Instant::now() + timeout;
-        let mut sequence = self.store.sequence(TABLE);
-        let mut query = query.clone();
-        let mut gap = None;
-        loop {
-            sequence.mark_unchanged();
-            let mut page = self.list(&query).await?;
-            gap = gap.or(page.gap);
-            page.gap = gap;
-            if !page.events.is_empty() || page.gap.is_some() {
-                return Ok(page);
-            }
-            query.since = page.last;
-            match tokio::time::timeout_at(deadline, sequence.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return Ok(page),
-            }
-        }
-    }
-
-    /// Acknowledges events. Answers how many there were that nobody had acknowledged before.
-    pub async fn acknowledge(&self, numbers: &[EventNumber], by: &str) -> Result<usize, StoreError> {
-        let at = Timestamp::now();
-        let mut txn = Txn::new();
-        let mut count = 0;
-        for number in numbers {
-            if let Some(mut event) = self.store.get(&EVENTS, number).await?
-                && event.acknowledged.is_none()
-            {
-                event.acknowledged = Some(Acknowledgement { by: by.to_owned(), at });
-                txn.put(&EVENTS, number, &event);
-                count += 1;
-            }
-        }
-        if count > 0 {
-            self.store.commit(txn).await?;
-        }
-        Ok(count)
-    }
-
-    /// Deletes the oldest beyond the bound. Answers how many.
-    pub async fn prune(&self) -> Result<usize, StoreError> {
-        const AT_MOST: usize = 20_000;
-        let keep_from = self.last().0.saturating_sub(self.history) + 1;
-        let mut gone = 0;
-        loop {
-            let now = self.store.prune(&EVENTS, keep_from.to_be_bytes().to_vec(), AT_MOST).await?;
-            gone += now;
-            if now < AT_MOST {
-                return Ok(gone);
-            }
-        }
-    }
-}
-
 impl Query {
     fn matches(&self, event: &Event) -> bool {
         self.severity.is_none_or(|s| event.severity >= s)
@@ -278,74 +168,15 @@ impl Query {
     }
 }
 
-fn number(key: &[u8]) -> u64 {
-    key.try_into().map_or(0, u64::from_be_bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn log(history: usize) -> Log {
-        Log::new(Store::memory(), &config::Events { history })
-    }
-
-    fn event(n: u32) -> Event {
-        Event::new("vm.started", Severity::Info, format!("vm/{n}"), format!("VM {n} started"))
-    }
-
-    fn after(since: u64) -> Query {
-        Query { since: EventNumber(since), limit: 100, ..Query::default() }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn events_are_numbered_from_one_without_a_hole() {
-        let log = log(10);
-        for n in 0..5 {
-            assert_eq!(log.publish(&event(n)).await.unwrap(), EventNumber(u64::from(n) + 1));
+impl Page {
+    /// Numbers up to `to` are gone. `false`: that belongs in front of the next page, since this one has events.
+    fn miss(&mut self, to: EventNumber) -> bool {
+        if !self.events.is_empty() {
+            return false;
         }
-        let page = log.list(&after(2)).await.unwrap();
-        assert_eq!(page.events.iter().map(|(n, _)| n.0).collect::<Vec<_>>(), [3, 4, 5]);
-        assert_eq!((page.last, page.gap), (EventNumber(5), None));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_no_longer_kept_is_told_as_a_gap() {
-        let log = log(3);
-        for n in 0..10 {
-            log.publish(&event(n)).await.unwrap();
-        }
-        assert_eq!(log.prune().await.unwrap(), 7);
-        let page = log.list(&after(2)).await.unwrap();
-        assert_eq!(page.gap, Some(Gap { from: EventNumber(3), to: EventNumber(7) }));
-        assert_eq!(page.events.len(), 3);
-        assert_eq!(log.publish(&event(0)).await.unwrap(), EventNumber(11));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_waiter_hears_of_the_next_event_and_of_nothing_when_its_time_is_up() {
-        let log = log(10);
-        let waiter = tokio::spawn({
-            let log = log.clone();
-            async move { log.wait(&after(0), Duration::from_secs(60)).await.unwrap() }
-        });
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        log.publish(&event(1)).await.unwrap();
-        assert_eq!(waiter.await.unwrap().events.len(), 1);
-        let page = log.wait(&after(1), Duration::from_secs(60)).await.unwrap();
-        assert!(page.events.is_empty());
-        assert_eq!(page.last, EventNumber(1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_acknowledged_event_stays_and_says_by_whom() {
-        let log = log(10);
-        log.publish(&event(1)).await.unwrap();
-        assert_eq!(log.acknowledge(&[EventNumber(1), EventNumber(9)], "local:0").await.unwrap(), 1);
-        assert_eq!(log.acknowledge(&[EventNumber(1)], "local:7").await.unwrap(), 0);
-        let page = log.list(&after(0)).await.unwrap();
-        assert_eq!(page.events[0].1.acknowledged.as_ref().unwrap().by, "local:0");
-        let open = Query { unacknowledged: true, ..after(0) };
-        assert!(log.list(&open).await.unwrap().events.is_empty());
+        let from = self.gap.map_or(EventNumber(self.last.0 + 1), |gap| gap.from);
+        self.gap = Some(Gap { from, to });
+        self.last = to;
+        true
     }
 }

@@ -227,7 +227,7 @@ impl<'a> Body<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Severity;
+    use crate::event::kind;
     use crate::model::JobId;
     use crate::stats::{MetricId, Object};
     use crate::xen::DomId;
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn an_event_is_a_cloudevent_with_all_that_it_says() {
-        let mut event = Event::new("vm.crashed", Severity::Error, "vm/1", "VM 1 crashed: \"no\nreason\"")
+        let mut event = Event::new(kind::VM_CRASHED, "vm/1", "VM 1 crashed: \"no\nreason\"")
             .with_job(JobId(7))
             .with("reason", "crash");
         event.time = Timestamp(1_700_000_000_123);
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_body_cut_back_is_the_body_of_before() {
-        let event = Event::new("vm.started", Severity::Info, "vm/1", "VM 1 started");
+        let event = Event::new(kind::VM_STARTED, "vm/1", "VM 1 started");
         let mut body = Body::new("s", "l");
         assert!(body.is_empty());
         body.event(EventNumber(1), &event);

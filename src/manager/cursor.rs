@@ -15,12 +15,22 @@ pub struct Cursor {
     pub since: Timestamp,
     /// The last number that the manager took.
     pub number: u64,
-    /// That the manager cannot be reached was told, and that it can again was not.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub told: bool,
+    /// What was told of a trouble that is not over.
+    #[serde(default)]
+    pub told: Told,
     /// SHA-256 of the certificate that was seen first, of a manager that gave none; and the URL it was seen at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Learned>,
+}
+
+/// A trouble with the manager; the worse one is told after the other, never before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    #[default]
+    Nothing,
+    Unreachable,
+    Refused,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +41,7 @@ pub struct Learned {
 
 impl Cursor {
     pub(super) fn new(manager: &str, since: Timestamp, number: u64) -> Self {
-        Self { manager: manager.to_owned(), since, number, told: false, learned: None }
+        Self { manager: manager.to_owned(), since, number, told: Told::Nothing, learned: None }
     }
 
     pub(super) async fn load(store: &Store, stream: Stream) -> Result<Option<Self>, StoreError> {

@@ -4,12 +4,12 @@
 //! nothing more to send: what a death forgets comes twice, with the same ids.
 
 use super::cloudevents;
-use super::cursor::{Cursor, Learned};
+use super::cursor::{Cursor, Learned, Told};
 use super::deliveries::{Carrier, Parts};
 use super::pace::Pace;
 use super::source::{Batch, Gap, Source, SourceError, Stream};
 use super::target::{Seen, Target};
-use crate::event::{Event, Severity};
+use crate::event::{Event, Kind, kind};
 use crate::model::Timestamp;
 use crate::store::{StoreError, Txn};
 use crate::wire::PostError;
@@ -330,10 +330,9 @@ impl<'a> Delivery<'a> {
                 (status.gaps, status.last_gap) = (status.gaps + 1, Some(gap));
             }
         });
-        if self.cursor.told {
-            self.cursor.told = false;
-            let event =
-                self.event("manager.reachable", Severity::Info, "the manager takes what is sent again");
+        if self.cursor.told != Told::Nothing {
+            self.cursor.told = Told::Nothing;
+            let event = self.event(kind::MANAGER_REACHABLE, "the manager takes what is sent again");
             self.runner.publish(event, &self.cursor).await.map_err(own)?;
             (self.save_at, self.saved) = (None, Some(Instant::now()));
             return Ok(());
@@ -364,12 +363,17 @@ impl<'a> Delivery<'a> {
         tracing::debug!(stream = self.runner.stream.as_str(), url = self.url, %error, wait_ms, "a batch was not taken");
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         let impostor = matches!(error, PostError::Certificate(_));
-        if !self.cursor.told && (impostor || since.elapsed() >= TELL_AFTER) {
-            self.cursor.told = true;
+        let trouble = match impostor {
+            true => Told::Refused,
+            false if since.elapsed() >= TELL_AFTER => Told::Unreachable,
+            false => Told::Nothing,
+        };
+        if trouble > self.cursor.told {
+            self.cursor.told = trouble;
             let text = format!("{} are not delivered to {}: {error}", self.runner.stream.as_str(), self.url);
             let event = match impostor {
-                true => self.event("manager.refused", Severity::Error, &text),
-                false => self.event("manager.unreachable", Severity::Warning, &text),
+                true => self.event(kind::MANAGER_REFUSED, &text),
+                false => self.event(kind::MANAGER_UNREACHABLE, &text),
             };
             tracing::warn!(stream = self.runner.stream.as_str(), url = self.url, %error, "the manager is not reached");
             self.runner.publish(event, &self.cursor).await.map_err(own)?;
@@ -389,14 +393,14 @@ impl<'a> Delivery<'a> {
             self.url
         );
         self.cursor.learned = Some(Learned { sha256: sha256.clone(), url: self.url.to_owned() });
-        let event = self.event("manager.certificate_learned", Severity::Info, &text);
+        let event = self.event(kind::MANAGER_CERTIFICATE_LEARNED, &text);
         self.runner.publish(event, &self.cursor).await.map_err(own)?;
         self.runner.tell(|status| status.learned = Some(sha256));
         Ok(())
     }
 
-    fn event(&self, kind: &str, severity: Severity, text: &str) -> Event {
-        Event::new(kind, severity, format!("manager/{}", self.runner.stream.as_str()), text)
+    fn event(&self, kind: Kind, text: &str) -> Event {
+        Event::new(kind, format!("manager/{}", self.runner.stream.as_str()), text)
     }
 }
 

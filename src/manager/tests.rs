@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config;
-use crate::event::{Event, Log, Severity};
+use crate::event::{Event, Log, kind};
 use crate::model::Timestamp;
 use crate::stats::{Figure, MetricId, Object, ObjectFigures, Sweep};
 use crate::store::{Store, Txn};
@@ -159,8 +159,8 @@ fn target(manager: &str, since: Timestamp) -> Target {
 }
 
 impl Agent {
-    fn start(store: Store, manager: &Manager, history: usize) -> Self {
-        let log = Log::new(store.clone(), &config::Events { history });
+    async fn start(store: Store, manager: &Manager, history: usize) -> Self {
+        let log = Log::open(store.clone(), &config::Events { history }).await.unwrap();
         let (outbox, stop) = (Arc::new(Outbox::default()), CancellationToken::new());
         let parts = Parts {
             store: store.clone(),
@@ -176,8 +176,8 @@ impl Agent {
         Self { store, log, outbox, deliveries, stop }
     }
 
-    fn owned(store: Store, manager: &Manager, history: usize) -> Self {
-        let agent = Self::start(store, manager, history);
+    async fn owned(store: Store, manager: &Manager, history: usize) -> Self {
+        let agent = Self::start(store, manager, history).await;
         agent.deliveries.set_target(Some(target("a", Timestamp(0))));
         agent
     }
@@ -206,7 +206,7 @@ impl Agent {
 }
 
 fn event(n: u64) -> Event {
-    Event::new("vm.started", Severity::Info, format!("vm/{n}"), "a VM started")
+    Event::new(kind::VM_STARTED, format!("vm/{n}"), "a VM started")
 }
 
 fn sweep() -> Arc<Sweep> {
@@ -238,7 +238,7 @@ fn assert_whole(manager: &Manager, last: u64) {
 #[tokio::test(start_paused = true)]
 async fn what_happens_is_delivered_in_order_and_once_if_nothing_fails() {
     let manager = Manager::new();
-    let agent = Agent::owned(Store::memory(), &manager, 10_000);
+    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
     agent.happens(2500).await;
     agent.all_taken().await;
     assert_eq!(manager.numbers(), (1..=2500).collect::<Vec<_>>());
@@ -248,7 +248,7 @@ async fn what_happens_is_delivered_in_order_and_once_if_nothing_fails() {
 #[tokio::test(start_paused = true)]
 async fn whatever_a_manager_does_nothing_is_lost_and_the_order_is_kept() {
     let manager = Manager::new();
-    let agent = Agent::owned(Store::memory(), &manager, 10_000);
+    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
     let moods = [
         Mood::Status(500),
         Mood::TakesAndBreaks,
@@ -275,7 +275,7 @@ async fn whatever_a_manager_does_nothing_is_lost_and_the_order_is_kept() {
 async fn a_manager_that_takes_little_at_once_gets_it_in_little_pieces() {
     let manager = Manager::new();
     manager.events.send_replace(Mood::TakesUpTo(1));
-    let agent = Agent::owned(Store::memory(), &manager, 10_000);
+    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
     agent.happens(40).await;
     agent.all_taken().await;
     assert_eq!(manager.numbers(), (1..=40).collect::<Vec<_>>());
@@ -285,7 +285,7 @@ async fn a_manager_that_takes_little_at_once_gets_it_in_little_pieces() {
 async fn one_stream_that_hangs_does_not_hold_the_other_nor_whoever_publishes() {
     let manager = Manager::new();
     manager.statistics.send_replace(Mood::Hangs);
-    let agent = Agent::owned(Store::memory(), &manager, 10_000);
+    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     agent.outbox.offer(&sweep(), Duration::from_secs(20));
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -305,7 +305,7 @@ async fn one_stream_that_hangs_does_not_hold_the_other_nor_whoever_publishes() {
 #[tokio::test(start_paused = true)]
 async fn an_absence_is_told_once_after_a_minute_and_so_is_its_end() {
     let manager = Manager::new();
-    let agent = Agent::owned(Store::memory(), &manager, 10_000);
+    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
     manager.events.send_replace(Mood::Absent);
     agent.happens(1).await;
     tokio::time::sleep(Duration::from_secs(50)).await;
@@ -328,7 +328,7 @@ async fn an_absence_is_told_once_after_a_minute_and_so_is_its_end() {
 async fn a_manager_with_another_certificate_gets_nothing_and_is_told_of_at_once() {
     let manager = Manager::new();
     manager.events.send_replace(Mood::Impostor);
-    let agent = Agent::owned(Store::memory(), &manager, 10_000);
+    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
     agent.happens(1).await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert_eq!(agent.log.last().0, 2);
@@ -341,7 +341,7 @@ async fn a_manager_with_another_certificate_gets_nothing_and_is_told_of_at_once(
 #[tokio::test(start_paused = true)]
 async fn another_manager_begins_with_its_ownership_and_the_same_one_goes_on() {
     let manager = Manager::new();
-    let agent = Agent::owned(Store::memory(), &manager, 10_000);
+    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
     agent.happens(5).await;
     agent.all_taken().await;
     agent.deliveries.set_target(None);
@@ -358,7 +358,7 @@ async fn another_manager_begins_with_its_ownership_and_the_same_one_goes_on() {
     let old = agent.store.clone();
     agent.stop.cancel();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let again = Agent::start(old, &manager, 10_000);
+    let again = Agent::start(old, &manager, 10_000).await;
     again.deliveries.set_target(Some(target("b", since)));
     again.happens(1).await;
     again.all_taken().await;
@@ -373,7 +373,7 @@ async fn an_agent_that_dies_after_any_commit_loses_nothing_and_repeats_ids_only(
         let dead = store.die_after(dies_after);
         for mood in [Mood::Takes, Mood::TakesAndBreaks, Mood::Absent, Mood::Takes] {
             manager.events.send_replace(mood);
-            let agent = Agent::owned(store.clone(), &manager, 10_000);
+            let agent = Agent::owned(store.clone(), &manager, 10_000).await;
             for n in 0..6 {
                 // The store may be dead: then it did not happen.
                 let _ = agent.log.publish(&event(n)).await;
@@ -390,7 +390,7 @@ async fn an_agent_that_dies_after_any_commit_loses_nothing_and_repeats_ids_only(
         }
         // It may have died at the very end, or not yet at all.
         let store = store.crash_copy();
-        let agent = Agent::owned(store, &manager, 10_000);
+        let agent = Agent::owned(store, &manager, 10_000).await;
         agent.happens(1).await;
         agent.all_taken().await;
         assert_whole(&manager, agent.log.last().0);
@@ -401,7 +401,7 @@ async fn an_agent_that_dies_after_any_commit_loses_nothing_and_repeats_ids_only(
 async fn a_manager_away_for_seven_days_gets_one_gap_record_and_then_all_that_is_kept() {
     const HISTORY: u64 = 5000;
     let manager = Manager::new();
-    let agent = Agent::owned(Store::memory(), &manager, HISTORY as usize);
+    let agent = Agent::owned(Store::memory(), &manager, HISTORY as usize).await;
     agent.happens(3).await;
     agent.all_taken().await;
     manager.events.send_replace(Mood::Absent);

@@ -12,7 +12,7 @@
 //! Every decision on a missing domain asks the machine for its boot first.
 
 use super::{Operations, plan};
-use crate::event::{Event, Severity};
+use crate::event::{Event, Severity, kind};
 use crate::host::record::{BOOT, BootRecord, HOST_KEY, HostId};
 use crate::job::{JobFault, JobRecord, JobState, Options, Outcome, StepContext};
 use crate::machine::Machine;
@@ -266,8 +266,10 @@ impl Operations {
             writes.put(&VMS, id, &record);
             let then = if starts { "it is started again" } else { "autostart is not set, so it stays off" };
             let text = format!("VM {}: its host went down while it ran; {then}", record.config.name);
-            let severity = if starts { Severity::Warning } else { Severity::Error };
-            let event = Event::new("vm.gone", severity, VmRecord::lock(*id), text).with_job(context.job);
+            let mut event = Event::new(kind::VM_GONE, VmRecord::lock(*id), text).with_job(context.job);
+            if starts {
+                event = event.with_severity(Severity::Warning);
+            }
             event.with("cause", super::vm_steps::words(EndCause::HostDown)).append_to(&mut writes);
             changed.push(record);
         }
@@ -438,7 +440,7 @@ fn autostart_outcome(started: &[String], failed: &[String], context: &StepContex
         0 => format!("{} VMs were started after the host's boot", started.len()),
         n => format!("{} VMs were started after the host's boot; {n} could not be", started.len()),
     };
-    let event = Event::new("vm.autostart", severity, "host", text).with_job(context.job);
+    let event = Event::new(kind::VM_AUTOSTART, "host", text).with_severity(severity).with_job(context.job);
     let told = |names: &[String]| names.iter().take(NAMES_TOLD).cloned().collect::<Vec<_>>();
     event
         .with("started", started.len())
@@ -481,7 +483,8 @@ impl Found {
         };
         let strangers = self.domains.iter().filter(|d| strange(&d.verdict)).take(NAMES_TOLD);
         let strangers: Vec<String> = strangers.map(|d| format!("{} {}", d.domid.0, d.name)).collect();
-        Event::new("vm.adoption", severity, "host", text)
+        Event::new(kind::VM_ADOPTION, "host", text)
+            .with_severity(severity)
             .with("adopted", adopted)
             .with("unknown", unknown)
             .with("gone", lost)

@@ -3,7 +3,7 @@
 use super::Operations;
 use super::step::Step;
 use super::vm_steps::Signal;
-use crate::event::{Event, Severity};
+use crate::event::{Event, Severity, kind};
 use crate::job::{Executor, JobFault, JobRecord, JobState, Mode, Outcome, PlannedStep, StepContext};
 use crate::model::VmId;
 use crate::store::Txn;
@@ -44,7 +44,7 @@ impl Executor for Operations {
             Step::DeleteVm { vm } => self.delete_vm(vm, context).await,
             Step::RecordCore { vm, date, file } => self.record_core(vm, &date, &file, context).await,
             Step::ForgetCore { vm, date } => self.record_outcome(vm, |r| r.cores.retain(|c| c.date != date)),
-            Step::CreateDomain { vm } => self.create_domain(vm, "vm.started", context).await,
+            Step::CreateDomain { vm } => self.create_domain(vm, kind::VM_STARTED, context).await,
             Step::ShutdownDomain { vm, timeout_s, then_force } => {
                 self.shutdown_domain(vm, timeout_s, then_force, context).await
             }
@@ -137,12 +137,9 @@ impl Executor for Operations {
                 self.suspect(vm);
             }
         }
-        let (kind, severity) = match job.state {
-            JobState::Failed if job.fault.as_ref().is_some_and(is_refusal) => {
-                ("job.failed", Severity::Warning)
-            }
-            JobState::Failed => ("job.failed", Severity::Error),
-            JobState::Cancelled => ("job.cancelled", Severity::Warning),
+        let kind = match job.state {
+            JobState::Failed => kind::JOB_FAILED,
+            JobState::Cancelled => kind::JOB_CANCELLED,
             // A success is told by what it changed.
             _ => return,
         };
@@ -153,7 +150,10 @@ impl Executor for Operations {
             ""
         };
         let text = format!("job {} ({}) {}: {why}{doubt}", job.id, job.verb, job.state.as_str());
-        let event = Event::new(kind, severity, format!("job/{}", job.id), text).with_job(job.id);
+        let mut event = Event::new(kind, format!("job/{}", job.id), text).with_job(job.id);
+        if job.fault.as_ref().is_some_and(is_refusal) {
+            event = event.with_severity(Severity::Warning);
+        }
         event.with("verb", job.verb.clone()).append_to(txn);
     }
 }

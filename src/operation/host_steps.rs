@@ -2,7 +2,7 @@
 
 use super::step::Step;
 use super::{Operations, PASSWORD, fault, plan};
-use crate::event::{Event, Severity};
+use crate::event::{Event, kind};
 use crate::host::record::{HOST, HOST_KEY, HostRecord};
 use crate::job::{JobFault, JobState, Options, Outcome, StepContext};
 use crate::machine::TimeZone;
@@ -98,9 +98,7 @@ impl Operations {
         }
         let mut writes = Txn::new();
         writes.put(&HOST, HOST_KEY, &record);
-        Event::new("host.changed", Severity::Info, "host", event)
-            .with_job(context.job)
-            .append_to(&mut writes);
+        Event::new(kind::HOST_CHANGED, "host", event).with_job(context.job).append_to(&mut writes);
         let then = self.hook(move |operations| operations.set_host(record));
         Ok(Outcome { writes, then, ..Outcome::default() })
     }
@@ -109,9 +107,7 @@ impl Operations {
         let mut writes = Txn::new();
         writes.put(&PASSWORD, "oracle", &hash);
         let text = "the agent's password was changed";
-        Event::new("host.password_changed", Severity::Info, "host", text)
-            .with_job(context.job)
-            .append_to(&mut writes);
+        Event::new(kind::HOST_PASSWORD_CHANGED, "host", text).with_job(context.job).append_to(&mut writes);
         let then = self.hook(move |operations| operations.set_password(hash));
         Ok(Outcome { writes, then, ..Outcome::default() })
     }
@@ -127,7 +123,7 @@ impl Operations {
             return Ok(outcome);
         }
         let text = "a new server certificate is served";
-        let event = Event::new("host.certificate_renewed", Severity::Info, "host", text);
+        let event = Event::new(kind::HOST_CERTIFICATE_RENEWED, "host", text);
         event.with_job(context.job).append_to(&mut outcome.writes);
         Ok(outcome)
     }
@@ -187,7 +183,7 @@ impl Operations {
         ordered.map_err(fault::machine)?;
         let mut outcome = Outcome::done();
         let text = if off { "the host was switched off" } else { "the host was rebooted" };
-        let event = Event::new("host.power", Severity::Warning, "host", text).with_job(context.job);
+        let event = Event::new(kind::HOST_POWER, "host", text).with_job(context.job);
         event.append_to(&mut outcome.writes);
         Ok(outcome)
     }

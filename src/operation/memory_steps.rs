@@ -10,7 +10,7 @@
 
 use super::vm_steps::{Result, is_unsure};
 use super::{Operations, fault};
-use crate::event::{Event, Severity};
+use crate::event::{Event, Severity, kind};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{Bytes, SafePath, Timestamp, VmId};
 use crate::vm::{CoreDump, Intent, VmRecord};
@@ -67,7 +67,7 @@ impl Operations {
             outcome.result = Some(json!({ "file": file }));
             outcome.value = Some(json!({ "left_files": older }));
             let text = format!("VM {name}: checkpoint written");
-            let event = Event::new("vm.checkpointed", Severity::Info, VmRecord::lock(id), text);
+            let event = Event::new(kind::VM_CHECKPOINTED, VmRecord::lock(id), text);
             event.with_job(context.job).append_to(&mut outcome.writes);
             return Ok(outcome);
         }
@@ -105,7 +105,9 @@ impl Operations {
             record.intent = Intent::Saved { file: file.clone(), at: Timestamp::now() };
             record.changed = Timestamp::now();
         })?;
-        let event = Event::new("vm.saved", severity, VmRecord::lock(id), text).with_job(context.job);
+        let event = Event::new(kind::VM_SAVED, VmRecord::lock(id), text)
+            .with_severity(severity)
+            .with_job(context.job);
         event.append_to(&mut outcome.writes);
         Ok(outcome)
     }
@@ -233,7 +235,7 @@ impl Operations {
         })?;
         outcome.value = Some(json!({ "domid": domid.0, "left_files": [file] }));
         let text = format!("VM {}: restored", vm.record.config.name);
-        let event = Event::new("vm.restored", Severity::Info, VmRecord::lock(id), text).with_job(context.job);
+        let event = Event::new(kind::VM_RESTORED, VmRecord::lock(id), text).with_job(context.job);
         event.with("domid", domid.0).append_to(&mut outcome.writes);
         Ok(outcome)
     }

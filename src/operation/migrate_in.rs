@@ -14,7 +14,7 @@
 use super::migrate_stream::{self, Answer, Receiving};
 use super::vm_steps::Result;
 use super::{Operations, fault, plan};
-use crate::event::{Event, Severity};
+use crate::event::{Event, Severity, kind};
 use crate::job::{JobFault, Options, Outcome, StepContext};
 use crate::model::{JobId, MiB, MigrationId, SafePath, Timestamp, VmId};
 use crate::store::Txn;
@@ -419,7 +419,7 @@ impl Operations {
         let mut writes = Txn::essential();
         writes.put(&ARRIVALS, &arrival.id, &arrival);
         let text = format!("VM {} has arrived, paused; its source decides", arrival.record.config.name);
-        let event = Event::new("vm.arriving", Severity::Info, VmRecord::lock(arrival.record.id()), text);
+        let event = Event::new(kind::VM_ARRIVING, VmRecord::lock(arrival.record.id()), text);
         event.with_job(context.job).with("migration", arrival.id.as_str()).append_to(&mut writes);
         // In memory first: once it is on disk nobody may take its domain for debris.
         self.moves.inner().arrivals.insert(arrival.id, arrival.clone());
@@ -496,16 +496,11 @@ impl Operations {
         self.end_arrival(&arrival, true, &mut outcome);
         let name = &arrival.record.config.name;
         let event = if alive {
-            Event::new(
-                "vm.arrived",
-                Severity::Info,
-                VmRecord::lock(vm),
-                format!("VM {name} is this host's now"),
-            )
+            Event::new(kind::VM_ARRIVED, VmRecord::lock(vm), format!("VM {name} is this host's now"))
         } else {
             let text =
                 format!("VM {name} is this host's, and off: its memory was lost with this host's last boot");
-            Event::new("vm.arrived", Severity::Critical, VmRecord::lock(vm), text)
+            Event::new(kind::VM_ARRIVED, VmRecord::lock(vm), text).with_severity(Severity::Critical)
         };
         event.with_job(context.job).with("migration", id.as_str()).append_to(&mut outcome.writes);
         outcome.value = Some(json!({ "paused": arrival.paused }));
@@ -568,7 +563,7 @@ impl Operations {
         self.end_arrival(&arrival, false, &mut outcome);
         let text =
             format!("VM {} goes on where it was; its copy here was destroyed", arrival.record.config.name);
-        let event = Event::new("vm.arrival_dropped", Severity::Warning, VmRecord::lock(vm), text);
+        let event = Event::new(kind::VM_ARRIVAL_DROPPED, VmRecord::lock(vm), text);
         event.with_job(context.job).with("migration", id.as_str()).append_to(&mut outcome.writes);
         Ok(outcome)
     }

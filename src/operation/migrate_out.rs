@@ -14,7 +14,7 @@ use super::migrate_stream::{self, Sending};
 use super::peers::LinkError;
 use super::vm_steps::Result;
 use super::{Operations, fault};
-use crate::event::{Event, Severity};
+use crate::event::{Event, Severity, kind};
 use crate::host::Peer;
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{MigrationId, SafePath, Timestamp, VmId};
@@ -307,7 +307,7 @@ impl Operations {
         writes.put(&OUTCOMES, &going.id, &ended(going, true));
         let name = &vm.record.config.name;
         let text = format!("VM {name} is {}'s from now on; it runs here no more", going.dest);
-        let event = Event::new("vm.left", Severity::Info, VmRecord::lock(going.vm), text);
+        let event = Event::new(kind::VM_LEFT, VmRecord::lock(going.vm), text);
         event.with_job(context.job).with("migration", going.id.as_str()).append_to(&mut writes);
         let vms = Arc::clone(&self.vms);
         let gone = going.vm;
@@ -363,7 +363,9 @@ impl Operations {
         let mut outcome = Outcome::result(result);
         let text = format!("VM {name} went to {} ({state}); it stood still for {downtime_ms} ms", going.dest);
         let severity = if state == "off" { Severity::Error } else { Severity::Info };
-        let event = Event::new("vm.migrated", severity, VmRecord::lock(going.vm), text).with_job(context.job);
+        let event = Event::new(kind::VM_MIGRATED, VmRecord::lock(going.vm), text)
+            .with_severity(severity)
+            .with_job(context.job);
         let event =
             event.with("dest", going.dest.clone()).with("downtime_ms", downtime_ms).with("bytes", bytes);
         event.append_to(&mut outcome.writes);
@@ -394,7 +396,7 @@ impl Operations {
         };
         outcome.writes.put(&OUTCOMES, &going.id, &ended(going, false));
         let text = format!("VM {name} did not go to {}; it stays here", going.dest);
-        let event = Event::new("vm.migration_failed", Severity::Warning, VmRecord::lock(going.vm), text);
+        let event = Event::new(kind::VM_MIGRATION_FAILED, VmRecord::lock(going.vm), text);
         event.with_job(context.job).with("migration", going.id.as_str()).append_to(&mut outcome.writes);
         // Told at once so that nothing stands there long; if it does not hear, it asks.
         if let (Some(peer), Ok(link)) = (self.peer_at(&going.dest), self.link()) {
@@ -425,7 +427,7 @@ impl Operations {
         };
         let mut outcome = self.record_outcome(going.vm, |record| record.intent = Intent::Leaving(leaving))?;
         let text = format!("VM {}: who runs it is not known yet: {}", record.config.name, missing.words());
-        let event = Event::new("vm.migration_undecided", Severity::Error, VmRecord::lock(going.vm), text);
+        let event = Event::new(kind::VM_MIGRATION_UNDECIDED, VmRecord::lock(going.vm), text);
         event.with_job(context.job).append_to(&mut outcome.writes);
         Ok(outcome)
     }

@@ -6,7 +6,7 @@
 
 use super::migrate_out::{CALL_LIMIT, Going};
 use super::{Operations, plan};
-use crate::event::{Event, Severity};
+use crate::event::{Event, kind};
 use crate::job::Options;
 use crate::model::{MigrationId, VmId};
 use crate::vm::migration::{Arrival, Verdict, Word};
@@ -119,7 +119,7 @@ impl Open {
         }
         *told = true;
         let text = format!("VM {vm} stands still: it is not known who runs it; {why}");
-        let event = Event::new("vm.migration_waits", Severity::Critical, VmRecord::lock(vm), text);
+        let event = Event::new(kind::VM_MIGRATION_WAITS, VmRecord::lock(vm), text);
         if let Err(error) = operations.events.publish(&event.with("migration", id.as_str())).await {
             tracing::warn!(%error, "an event was not written");
         }

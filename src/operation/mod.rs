@@ -153,13 +153,14 @@ impl Operations {
         let rows = store.scan(&PEERS, crate::store::Range::all()).await?;
         let mut peers: Vec<Peer> = rows.into_iter().map(|(_, peer)| peer).collect();
         peers.sort_by(|a, b| a.address.cmp(&b.address));
+        let events = event::Log::open(store.clone(), &settings.events).await?;
         let moves = migrate_in::Moves::default();
         let rows = store.scan(&ARRIVALS, crate::store::Range::all()).await?;
         moves.load(rows.into_iter().map(|(_, arrival)| arrival));
         access.peers_changed(&peers);
         access.policy_changed(password.as_deref(), &host);
         Ok(Arc::new_cyclic(|this| Self {
-            events: event::Log::new(store.clone(), &settings.events),
+            events,
             store,
             toolstack: worlds.toolstack,
             machine: worlds.machine,

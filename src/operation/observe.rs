@@ -6,7 +6,7 @@
 
 use super::settle::Decision;
 use super::{Operations, plan};
-use crate::event::{Event, Severity};
+use crate::event::{Event, kind};
 use crate::job::Options;
 use crate::model::VmId;
 use crate::vm::adopt::Boot;
@@ -161,7 +161,7 @@ impl Observer {
         if let Some(vm) = self.operations.vms.named(&info.name) {
             text.push_str(&format!("; it has the name of VM {vm}, but another UUID"));
         }
-        self.tell(&Event::new("domain.unknown", Severity::Warning, "host", text)).await;
+        self.tell(&Event::new(kind::DOMAIN_UNKNOWN, "host", text)).await;
     }
 
     /// Two domains of one VM: told once, and neither is touched while both are there.
@@ -174,16 +174,13 @@ impl Observer {
         let text = format!(
             "VM {vm} has more than one domain ({numbers:?}); none is touched by itself until one of them is gone"
         );
-        self.tell(&Event::new("domain.double", Severity::Critical, VmRecord::lock(vm), text)).await;
+        self.tell(&Event::new(kind::DOMAIN_DOUBLE, VmRecord::lock(vm), text)).await;
     }
 
     /// Whoever saves or sends a domain by hand suspends it, and it is his. It is looked at until it goes on or goes;
     /// one that does neither, since its xl was killed perhaps, is told once.
     async fn watch_standing(&mut self, vm: VmId, now: Instant) {
-        let Some(domid) = self.suspended_domain(vm) else {
-            self.standing.remove(&vm);
-            return;
-        };
+        let Some(domid) = self.suspended_domain(vm) else { return self.stands_no_more(vm).await };
         self.dirty.insert(vm);
         self.not_before.insert(vm, now + LOOK_AT_STANDING);
         if let Err(error) = self.operations.see(domid).await {
@@ -191,8 +188,7 @@ impl Observer {
             return;
         }
         if self.suspended_domain(vm) != Some(domid) {
-            self.standing.remove(&vm);
-            return;
+            return self.stands_no_more(vm).await;
         }
         let new = || Standing { domid, since: now, told: false };
         let standing = self.standing.entry(vm).or_insert_with(new);
@@ -206,7 +202,18 @@ impl Observer {
                 domid.0,
                 STANDS_LONG.as_secs()
             );
-            self.tell(&Event::new("vm.stands_still", Severity::Error, VmRecord::lock(vm), text)).await;
+            self.tell(&Event::new(kind::VM_STANDS_STILL, VmRecord::lock(vm), text)).await;
+        }
+    }
+
+    /// Told if its standing was, and it is still there; its end is told by what comes of that.
+    async fn stands_no_more(&mut self, vm: VmId) {
+        let Some(standing) = self.standing.remove(&vm).filter(|standing| standing.told) else { return };
+        let domain = self.operations.vms.get(vm).and_then(|entry| entry.domain.clone());
+        let goes_on = |d: &DomainInfo| d.domid == standing.domid && !matches!(d.state, RunState::Shutdown(_));
+        if domain.is_some_and(|domain| goes_on(&domain)) {
+            let text = format!("VM {vm}: its domain {} goes on", standing.domid.0);
+            self.tell(&Event::new(kind::VM_GOES_ON, VmRecord::lock(vm), text)).await;
         }
     }
 

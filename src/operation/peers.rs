@@ -1,7 +1,7 @@
 //! Other hosts: the table of peers in memory, and the way to them.
 
 use super::Operations;
-use crate::event::{Event, Severity};
+use crate::event::{Event, kind};
 use crate::host::peer::{MAX_PEERS, PEERS, Peer, PeerAddress};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::MigrationId;
@@ -82,7 +82,7 @@ impl Operations {
         let mut writes = Txn::new();
         writes.put(&PEERS, peer.address.as_str(), &peer);
         let text = format!("peer {} may send VMs here and take VMs from here", peer.address);
-        let event = Event::new("peer.added", Severity::Info, "host", text).with_job(context.job);
+        let event = Event::new(kind::PEER_ADDED, "host", text).with_job(context.job);
         event.append_to(&mut writes);
         peers.push(peer);
         peers.sort_by(|a, b| a.address.cmp(&b.address));
@@ -107,7 +107,7 @@ impl Operations {
         let mut writes = Txn::new();
         writes.delete(&PEERS, address.as_str());
         let text = format!("peer {address} was removed: nothing is sent there and nothing taken from there");
-        let event = Event::new("peer.removed", Severity::Info, "host", text).with_job(context.job);
+        let event = Event::new(kind::PEER_REMOVED, "host", text).with_job(context.job);
         event.append_to(&mut writes);
         let then = self.hook(move |operations| operations.set_peers(peers));
         Ok(Outcome { writes, then, ..Outcome::default() })

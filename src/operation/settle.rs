@@ -5,7 +5,7 @@
 
 use super::Operations;
 use super::vm_steps::words;
-use crate::event::{Event, Severity};
+use crate::event::{Event, Severity, kind};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{SafePath, Timestamp, VmId};
 use crate::vm::adopt::Boot;
@@ -178,9 +178,9 @@ impl Operations {
                 let text = format!("VM {id}: its memory was found, whole, after a save that nobody saw end");
                 self.saved_outcome(id, &file, Severity::Warning, &text, context)
             }
-            Decision::Gone => self.off_outcome(id, EndCause::Unknown, "vm.gone", Severity::Error, context),
+            Decision::Gone => self.off_outcome(id, EndCause::Unknown, kind::VM_GONE, context),
             Decision::Ended { restart: true, cause, crashes, .. } => {
-                let kind = if crashes > 0 { "vm.restarted_after_crash" } else { "vm.rebooted" };
+                let kind = if crashes > 0 { kind::VM_RESTARTED_AFTER_CRASH } else { kind::VM_REBOOTED };
                 // The step before cleared the old domain away: one that is alive now is this step's own, from a
                 // run that was interrupted.
                 let context = StepContext { resumed: true, ..context.clone() };
@@ -197,18 +197,18 @@ impl Operations {
                 Ok(outcome)
             }
             Decision::Ended { cause, preserve, crashes, .. } => {
-                let (kind, severity) = match cause {
-                    EndCause::Crash | EndCause::Watchdog => ("vm.crashed", Severity::Error),
-                    _ => ("vm.stopped", Severity::Info),
+                let kind = match cause {
+                    EndCause::Crash | EndCause::Watchdog => kind::VM_CRASHED,
+                    _ => kind::VM_STOPPED,
                 };
-                let mut outcome = self.off_outcome(id, cause, kind, severity, context)?;
+                let mut outcome = self.off_outcome(id, cause, kind, context)?;
                 if crashes >= CRASHES_UNTIL_LEFT_OFF || preserve {
                     let why = if preserve { "its domain is kept to be looked at" } else { "it is left off" };
                     let text = format!(
                         "VM {id} {} or could not be started again, {crashes} times in a row; {why}",
                         words(cause)
                     );
-                    let event = Event::new("vm.left_off", Severity::Critical, VmRecord::lock(id), text);
+                    let event = Event::new(kind::VM_LEFT_OFF, VmRecord::lock(id), text);
                     event.with_job(context.job).append_to(&mut outcome.writes);
                 }
                 Ok(outcome)
@@ -229,7 +229,7 @@ impl Operations {
             record.crash_seen = None;
         })?;
         let text = format!("VM {id} runs although it was not started here; its record says so now");
-        let event = Event::new("vm.found_running", Severity::Warning, VmRecord::lock(id), text);
+        let event = Event::new(kind::VM_FOUND_RUNNING, VmRecord::lock(id), text);
         event.with_job(context.job).append_to(&mut outcome.writes);
         Ok(outcome)
     }

@@ -4,7 +4,7 @@
 
 use super::step::Hotplug;
 use super::{Operations, fault};
-use crate::event::{Event, Severity};
+use crate::event::{Event, Kind, kind};
 use crate::job::{JobFault, Outcome, StepContext};
 use crate::model::{SafePath, Timestamp, VmId};
 use crate::store::Txn;
@@ -120,13 +120,9 @@ impl Operations {
         }
         self.check_clash(&record)?;
         let name = record.config.name.clone();
-        let kind = if created { "vm.created" } else { "vm.changed" };
-        let event = Event::new(
-            kind,
-            Severity::Info,
-            VmRecord::lock(record.id()),
-            format!("VM {name}: {}", &kind[3..]),
-        );
+        let (kind, done) =
+            if created { (kind::VM_CREATED, "created") } else { (kind::VM_CHANGED, "changed") };
+        let event = Event::new(kind, VmRecord::lock(record.id()), format!("VM {name}: {done}"));
         let mut outcome = if created {
             self.write_record(record)
         } else {
@@ -156,8 +152,7 @@ impl Operations {
         files.dedup();
         let mut writes = Txn::new();
         writes.delete(&VMS, &id);
-        let event =
-            Event::new("vm.deleted", Severity::Info, VmRecord::lock(id), format!("VM {name}: deleted"));
+        let event = Event::new(kind::VM_DELETED, VmRecord::lock(id), format!("VM {name}: deleted"));
         event.with_job(context.job).append_to(&mut writes);
         let vms = std::sync::Arc::clone(&self.vms);
         let value = Some(json!({ "left_files": files }));
@@ -168,7 +163,7 @@ impl Operations {
     pub(super) async fn create_domain(
         &self,
         id: VmId,
-        event: &str,
+        event: Kind,
         context: &StepContext,
     ) -> Result<Outcome> {
         let vm = self.vm(id)?;
@@ -185,7 +180,7 @@ impl Operations {
         };
         self.look(domid).await;
         let text = format!("VM {}: started", vm.record.config.name);
-        let event = Event::new(event, Severity::Info, VmRecord::lock(id), text).with_job(context.job);
+        let event = Event::new(event, VmRecord::lock(id), text).with_job(context.job);
         let mut outcome = self.record_outcome(id, |record| {
             record.intent = Intent::On;
             record.changed = Timestamp::now();
@@ -346,7 +341,7 @@ impl Operations {
         if was_off && !context.resumed {
             return Ok(Outcome::done());
         }
-        self.off_outcome(id, cause, "vm.stopped", Severity::Info, context)
+        self.off_outcome(id, cause, kind::VM_STOPPED, context)
     }
 
     /// The VM is off from now on, for this reason.
@@ -354,8 +349,7 @@ impl Operations {
         &self,
         id: VmId,
         cause: EndCause,
-        kind: &str,
-        severity: Severity,
+        kind: Kind,
         context: &StepContext,
     ) -> Result<Outcome> {
         let name = self.vm(id)?.record.config.name.clone();
@@ -366,7 +360,7 @@ impl Operations {
             record.crash_seen = None;
         })?;
         let text = format!("VM {name}: off ({})", words(cause));
-        let event = Event::new(kind, severity, VmRecord::lock(id), text).with_job(context.job);
+        let event = Event::new(kind, VmRecord::lock(id), text).with_job(context.job);
         event.with("cause", words(cause)).append_to(&mut outcome.writes);
         Ok(outcome)
     }
@@ -427,7 +421,7 @@ impl Operations {
     /// Builds the domain after a reboot or a dump; the step before cleared the old one away.
     pub(super) async fn rebuild_domain(&self, id: VmId, context: &StepContext) -> Result<Outcome> {
         let context = StepContext { resumed: true, ..context.clone() };
-        self.create_domain(id, "vm.rebooted", &context).await
+        self.create_domain(id, kind::VM_REBOOTED, &context).await
     }
 
     /// Applies one change to the running domain. A domain that has gone meanwhile needs none: the record says

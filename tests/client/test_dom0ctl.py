@@ -163,6 +163,10 @@ class EveryCommand(CtlCase):
         watched = self.do("-o", "json", "event", "watch", "--since", "0", "--count", "3")
         self.assertEqual(len([json.loads(line) for line in watched.splitlines()]), 3, watched)
         self.assertTrue(self.do("event", "watch", "--since", "0", "--count", "3").strip())
+        token = self.json("call", "event_list", '{"since": 0, "limit": 2}')["token"]
+        third = json.loads(self.do("-o", "json", "event", "watch", "--token", token, "--count", "1"))
+        self.assertEqual(third["number"], 3)
+        self.assertEqual(self.json("event", "list", "--token", token, "--limit", "1"), [third])
 
         self.assertGreater(len(self.both("verb", "list")), 40)
         self.assertEqual({verb["family"] for verb in self.json("verb", "list", "--family", "job")}, {"job"})

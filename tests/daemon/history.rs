@@ -6,7 +6,7 @@
 
 use crate::support::*;
 use dom0d::api::value::{int, structure, text};
-use dom0d::event::{Event, Severity};
+use dom0d::event::{Event, kind};
 use dom0d::job::{JobRecord, JobState, LockWant, StepRecord, StepState};
 use dom0d::model::{JobId, Timestamp, VmId};
 use dom0d::store::{Options, Store, Table, Txn};
@@ -85,8 +85,7 @@ async fn seed(state: &Path, jobs: u64, events: u64) {
         let mut txn = Txn::new();
         for n in first..(first + 1000).min(events) {
             let vm = vm(n);
-            let event =
-                Event::new("vm.started", Severity::Info, format!("vm/{vm}"), format!("VM {vm}: started"));
+            let event = Event::new(kind::VM_STARTED, format!("vm/{vm}"), format!("VM {vm}: started"));
             txn.append(&EVENTS, &event.with_job(JobId(n / 10 + 1)).with("domid", 7));
         }
         store.commit(txn).await.unwrap();

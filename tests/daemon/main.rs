@@ -8,6 +8,7 @@ mod calls;
 mod crash;
 mod crash_cases;
 mod crowd;
+mod events;
 mod history;
 mod hostile;
 mod manager;

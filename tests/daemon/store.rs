@@ -47,6 +47,7 @@ async fn a_damaged_store(damage: impl Fn(&Home)) {
     caller.ask("update_agent_password", &[text("oracle"), text("another-Passwort")]).await;
     let last_job = daemon.local().last_job().await;
     let last_event = number(field(&daemon.local().ask("event_list", &[structure([])]).await, "last"));
+    let token = field(&daemon.local().ask("event_list", &[structure([])]).await, "token").clone();
     // The ledger is written behind the store, within a moment.
     let ledger = || {
         let read =
@@ -71,6 +72,13 @@ async fn a_damaged_store(damage: impl Fn(&Home)) {
     let told = told.unwrap_or_else(|| panic!("{page:?}"));
     assert_eq!(string(field(told, "severity")), "critical");
     assert!(number(field(told, "number")) > last_event, "no number is given twice");
+    // Whoever goes on by token is told at once that the history is another, gets all of it, and goes on from there.
+    let page = caller.ask("event_wait", &[token.clone(), int(300)]).await;
+    assert_eq!(field(&page, "lost"), &Value::Bool(true));
+    assert!(list(field(&page, "events")).iter().any(|e| string(field(e, "type")) == "store.rebuilt"));
+    assert_ne!(string(field(&page, "token")).split(':').next(), string(&token).split(':').next());
+    let page = caller.ask("event_list", &[structure([("token", field(&page, "token").clone())])]).await;
+    assert_eq!((field(&page, "lost"), field(&page, "gap")), (&Value::Bool(false), &Value::Nil));
     assert!(list(field(&caller.ask("store_check", &[]).await, "problems")).is_empty());
     let audit = home.world().audit().await.unwrap();
     assert_eq!((audit.begun(on), audit.begun(off)), (1, 0), "the domain was adopted");

@@ -100,9 +100,14 @@ async fn a_guest_that_crashes_again_and_again_is_left_off_after_five_crashes() {
     life.assert_agreement(&host).await;
     // Somebody starts it again: it is not held against it, and it can be saved from the loop.
     behave(&host, vm, Behaviour::default()).await;
+    assert_eq!(life.events("vm.crashed").await[0].acknowledged, None);
     life.good("start_vm", plan::start_vm(vm)).await;
     life.quiet().await;
     life.assert_agreement(&host).await;
+    for over in ["vm.crashed", "vm.left_off"] {
+        let told = life.events(over).await.remove(0);
+        assert_eq!(told.acknowledged.unwrap().by, "agent: vm.started", "{over}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

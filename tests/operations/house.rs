@@ -120,6 +120,7 @@ impl Life {
         let stop = CancellationToken::new();
         tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
         tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));
+        tokio::spawn(dom0d::event::run(operations.events.clone(), stop.clone()));
         Self { operations, engine, store, stop, dead }
     }
 
@@ -185,6 +186,10 @@ impl Life {
 
     pub async fn events(&self, kind: &str) -> Vec<Event> {
         let page = self.operations.events.list(&Query { limit: 10_000, ..Query::default() }).await.unwrap();
+        for (_, event) in &page.events {
+            let row = dom0d::event::catalogue::find(&event.kind).expect("it is of the catalogue");
+            assert!(row.fits(&event.object), "{event:?} and {row:?}");
+        }
         page.events.into_iter().map(|(_, event)| event).filter(|event| event.kind == kind).collect()
     }
 

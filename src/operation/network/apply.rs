@@ -5,7 +5,7 @@ use super::{
     CONFIRMED, Confirmed, Draft, Ending, NETWORK, OPEN, Open, Operations, Options, PAST, Past, Result, Want,
     kernel_fault, locks, store_fault, told,
 };
-use crate::event::{Event, Severity};
+use crate::event::{Event, kind};
 use crate::job::{JobFault, Outcome, StepContext, StepState};
 use crate::kernel::KernelError;
 use crate::model::network::{Change, NetworkView, Refused};
@@ -339,7 +339,7 @@ impl Operations {
             0 => "another declaration of the network, which the kernel has already".to_owned(),
             _ => format!("the network was changed: {}", changes.join("; ")),
         };
-        Event::new("network.changed", Severity::Info, "network", text)
+        Event::new(kind::NETWORK_CHANGED, "network", text)
             .with_job(context.job)
             .append_to(&mut outcome.writes);
         let past = Past {

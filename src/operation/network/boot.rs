@@ -10,7 +10,7 @@
 //! outside, and is told as drift.
 
 use super::{Confirmed, Desired, Open, Operations, Result, kernel_fault, locks, store_fault, told};
-use crate::event::{Event, Severity};
+use crate::event::{Event, kind};
 use crate::host::record::HOST_KEY;
 use crate::job::{JobFault, Options as JobOptions, Outcome, StepContext, Submission};
 use crate::model::IfName;
@@ -153,7 +153,7 @@ impl Operations {
             self.discover_below(&open, failed, context).await;
             self.close_failed(&open, false, context, &mut outcome.writes).await?;
             let text = format!("the rollback of job {} is done", open.job);
-            Event::new("network.restored", Severity::Info, "network", text)
+            Event::new(kind::NETWORK_RESTORED, "network", text)
                 .with_job(context.job)
                 .append_to(&mut outcome.writes);
         }
@@ -190,9 +190,7 @@ impl Operations {
         if !changes.is_empty() {
             self.try_for(&declared, None, &scope).await?;
             let text = format!("the network was brought to what is declared: {}", changes.join("; "));
-            Event::new("network.restored", Severity::Info, "network", text)
-                .with_job(context.job)
-                .append_to(writes);
+            Event::new(kind::NETWORK_RESTORED, "network", text).with_job(context.job).append_to(writes);
         }
         if !left_alone.is_subset(&before.left_alone) {
             let words: Vec<String> = left_alone
@@ -203,9 +201,7 @@ impl Operations {
                 "declared links are left alone, since another service of the host has them now: {}",
                 words.join(", ")
             );
-            Event::new("network.left_alone", Severity::Warning, "network", text)
-                .with_job(context.job)
-                .append_to(writes);
+            Event::new(kind::NETWORK_LEFT_ALONE, "network", text).with_job(context.job).append_to(writes);
         }
         let done = Done { boot_id: boot_id.to_owned(), missing: missing(&declared, &now), left_alone };
         writes.put(&DONE, HOST_KEY, &done);

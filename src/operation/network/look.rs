@@ -7,10 +7,10 @@
 
 use super::boot::Lack;
 use super::{LOCK, OPEN, Operations, told};
-use crate::event::{Event, Severity};
+use crate::event::{Event, Kind, Severity, kind};
 use crate::host::record::HOST_KEY;
 use crate::job::Options as JobOptions;
-use crate::model::network::{Change, Kind, NetworkView};
+use crate::model::network::{Change, Kind as LinkKind, NetworkView};
 use crate::model::{EventNumber, Timestamp};
 use crate::network::{Observation, Watching};
 use crate::store::{StoreError, Table, Txn};
@@ -41,7 +41,7 @@ struct Alert {
 }
 
 const ALERT: Table<Alert> = Table::new("network_drift", 1);
-const DRIFT: &str = "network.drift";
+const DRIFT: Kind = kind::NETWORK_DRIFT;
 
 struct Look {
     operations: Arc<Operations>,
@@ -132,9 +132,13 @@ impl Look {
     }
 
     async fn tell(&self, seen: &Observation) {
-        let (kind, severity, text) = words(seen);
+        let (kind, text) = words(seen);
         let object = seen.link().map_or_else(|| "network".to_owned(), |link| format!("network/{link}"));
-        self.publish(Event::new(kind, severity, object, text)).await;
+        let mut event = Event::new(kind, object, text);
+        if matches!(seen, Observation::Settled { carrier: false, .. }) {
+            event = event.with_severity(Severity::Warning);
+        }
+        self.publish(event).await;
     }
 
     async fn publish(&self, event: Event) {
@@ -182,7 +186,7 @@ impl Look {
             "the network is not as declared; network_apply of the declaration would: {}",
             words.join("; ")
         );
-        let event = Event::new(DRIFT, Severity::Warning, "network", text).with("plan", words);
+        let event = Event::new(DRIFT, "network", text).with("plan", words);
         let alert = Alert { after: events.last(), digest };
         let mut note = Txn::essential();
         note.put(&ALERT, HOST_KEY, &alert);
@@ -237,56 +241,44 @@ fn digest(plan: &[Change]) -> Option<u64> {
 
 /// A guest's card comes and goes with the guest, which has its own events.
 fn without_guests(mut now: NetworkView) -> NetworkView {
-    now.links.retain(|_, link| link.kind != Kind::Vif);
+    now.links.retain(|_, link| link.kind != LinkKind::Vif);
     now
 }
 
-/// Type, severity and text of an event.
-fn words(seen: &Observation) -> (&'static str, Severity, String) {
+/// Type and text of an event.
+fn words(seen: &Observation) -> (Kind, String) {
     use Observation::*;
     match seen {
-        LinkAdded { link, kind } => ("network.link_added", Severity::Info, format!("{kind} {link} is there")),
-        LinkRemoved { link, kind } => {
-            ("network.link_removed", Severity::Info, format!("{kind} {link} has gone"))
+        LinkAdded { link, kind } => (kind::NETWORK_LINK_ADDED, format!("{kind} {link} is there")),
+        LinkRemoved { link, kind } => (kind::NETWORK_LINK_REMOVED, format!("{kind} {link} has gone")),
+        LinkChanged { link, what } => {
+            (kind::NETWORK_LINK_CHANGED, format!("{link} was changed from outside: {}", what.join(", ")))
         }
-        LinkChanged { link, what } => (
-            "network.link_changed",
-            Severity::Info,
-            format!("{link} was changed from outside: {}", what.join(", ")),
-        ),
-        CarrierLost { link } => {
-            ("network.carrier_lost", Severity::Warning, format!("{link} has lost its carrier"))
-        }
-        CarrierBack { link } => {
-            ("network.carrier_back", Severity::Info, format!("{link} has a carrier again"))
-        }
+        CarrierLost { link } => (kind::NETWORK_CARRIER_LOST, format!("{link} has lost its carrier")),
+        CarrierBack { link } => (kind::NETWORK_CARRIER_BACK, format!("{link} has a carrier again")),
         Flapping { link } => {
             let text = format!("the carrier of {link} comes and goes; told again when it has been quiet");
-            ("network.flapping", Severity::Warning, text)
+            (kind::NETWORK_FLAPPING, text)
         }
         Settled { link, carrier } => {
             let how = if *carrier { "with" } else { "without" };
-            ("network.settled", Severity::Info, format!("{link} has been quiet for a while, {how} a carrier"))
+            (kind::NETWORK_SETTLED, format!("{link} has been quiet for a while, {how} a carrier"))
         }
-        AddressAdded { link, address } => (
-            "network.address_added",
-            Severity::Info,
-            format!("{link} got the address {address} from outside"),
-        ),
-        AddressRemoved { link, address } => (
-            "network.address_removed",
-            Severity::Warning,
-            format!("{link} lost the address {address} from outside"),
-        ),
+        AddressAdded { link, address } => {
+            (kind::NETWORK_ADDRESS_ADDED, format!("{link} got the address {address} from outside"))
+        }
+        AddressRemoved { link, address } => {
+            (kind::NETWORK_ADDRESS_REMOVED, format!("{link} lost the address {address} from outside"))
+        }
         RoutesChanged { added, removed } => {
             let text = format!("routes were changed from outside: {added} added, {removed} removed");
-            ("network.routes_changed", Severity::Info, text)
+            (kind::NETWORK_ROUTES_CHANGED, text)
         }
         Many { count, links } => {
             let text = format!(
                 "{count} changes of {links} links from outside; network_show tells what is there now"
             );
-            ("network.links_changed", Severity::Info, text)
+            (kind::NETWORK_LINKS_CHANGED, text)
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{
     Confirmed, Ending, NETWORK, OPEN, OnFailure, Open, Operations, PAST, Past, Result, kernel_fault,
     store_fault, told,
 };
-use crate::event::{Event, Severity};
+use crate::event::{Event, Kind, kind};
 use crate::job::{JobFault, Options as JobOptions, Outcome, StepContext};
 use crate::model::network::NetworkView;
 use crate::model::{EventNumber, JobId, Timestamp};
@@ -18,8 +18,8 @@ use tokio::time::Instant;
 /// A rollback that meets a refusal tries on for so long before it is called blocked.
 const TRY_FOR: Duration = Duration::from_secs(20);
 /// Types of events.
-pub(super) const FAILED: &str = "network.operation_failed";
-const BLOCKED: &str = "network.rollback_blocked";
+pub(super) const FAILED: Kind = kind::NETWORK_OPERATION_FAILED;
+const BLOCKED: Kind = kind::NETWORK_ROLLBACK_BLOCKED;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ impl Operations {
         open.why = Some(why.clone());
         let text = format!("the change of the network by job {} failed: {why}", context.job);
         // A log that cannot be written keeps nobody cut off: first the way back, then the complaint.
-        let told = self.tell(&mut open, FAILED, Severity::Error, text).await;
+        let told = self.tell(&mut open, FAILED, text).await;
         let went_back = *self.network_back.lock().unwrap_or_else(PoisonError::into_inner) == Some(open.job);
         let kept = !went_back && self.is_kept(&open, &why).await;
         let back = if kept { Ok(()) } else { self.roll_back(&open).await };
@@ -47,13 +47,7 @@ impl Operations {
     }
 
     /// The event that tells this of the change: told now, and once, also by an agent that dies on the way.
-    async fn tell(
-        &self,
-        open: &mut Open,
-        kind: &'static str,
-        severity: Severity,
-        text: String,
-    ) -> Result<EventNumber> {
+    async fn tell(&self, open: &mut Open, kind: Kind, text: String) -> Result<EventNumber> {
         if let Some(number) = self.told(open, kind).await? {
             return Ok(number);
         }
@@ -62,12 +56,12 @@ impl Operations {
         self.keep_known(None);
         let mut note = Txn::essential();
         write_document(&mut note, &OPEN, open);
-        let event = Event::new(kind, severity, "network", text).with_job(open.job);
+        let event = Event::new(kind, "network", text).with_job(open.job);
         self.events.publish_with(&event, note).await.map_err(|e| store_fault(&e))
     }
 
     /// That event, if it was told.
-    pub(super) async fn told(&self, open: &Open, kind: &'static str) -> Result<Option<EventNumber>> {
+    pub(super) async fn told(&self, open: &Open, kind: Kind) -> Result<Option<EventNumber>> {
         let after = if kind == FAILED { open.told_after } else { open.blocked_after };
         match after {
             Some(after) => self.events.find(after, kind, Some(open.job)).await.map_err(|e| store_fault(&e)),
@@ -198,7 +192,7 @@ impl Operations {
              change of the network is begun before",
             open.job, fault.text,
         );
-        if let Err(fault) = self.tell(&mut open, BLOCKED, Severity::Critical, text).await {
+        if let Err(fault) = self.tell(&mut open, BLOCKED, text).await {
             tracing::error!(%fault, "a blocked rollback was not told");
         }
     }

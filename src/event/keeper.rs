@@ -1,0 +1,326 @@
+//! The log's own work beside those who write and read: it follows the numbers and acknowledges what later events have
+//! cleared, tells what the damper held back, and prunes a log that grows faster than the recurring job comes.
+//!
+//! It has no place of its own on disk: at each start it follows from the oldest event that is to be kept, and what was
+//! acknowledged before is acknowledged. While it runs, and only then, events are held back.
+//!
+//! The log's bound on disk is therefore twice `events.history`, and what is written while the surplus is deleted.
+
+use super::Event;
+use super::Log;
+use super::damper::{Damper, Key};
+use super::log::Absorbed;
+use crate::model::EventNumber;
+use crate::store::{StoreError, Txn};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Events looked at in one go.
+const PAGE: usize = 512;
+/// Between two pages of a long way: others read, too.
+const BREATH: Duration = Duration::from_millis(5);
+/// After the store has refused something.
+const RETRY: Duration = Duration::from_secs(5);
+/// Acknowledgements in one transaction: few enough for its bound even if each event is as large as one may be.
+const ACKNOWLEDGED_AT_ONCE: usize = 15;
+
+/// Runs until `stop`.
+pub async fn run(log: Log, stop: CancellationToken) {
+    let others = async {
+        tokio::select! {
+            _ = async { tokio::join!(follow(&log), keep_bounded(&log)) } => {}
+            () = stop.cancelled() => {}
+        }
+    };
+    // Not cut off while it tells something.
+    tokio::join!(others, damp(&log, &stop));
+}
+
+async fn follow(log: &Log) {
+    let mut changed = log.changed();
+    let mut at = log.beginning();
+    let mut is_long_way = log.last().0 - at.0 > PAGE as u64;
+    loop {
+        changed.mark_unchanged();
+        let Absorbed { last, cleared } = match log.absorb(at, PAGE).await {
+            Ok(absorbed) => absorbed,
+            Err(StoreError::Closed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the events cannot be followed");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        at = last;
+        acknowledge(log, cleared).await;
+        if at < log.last() {
+            tokio::time::sleep(BREATH).await;
+            continue;
+        }
+        if std::mem::take(&mut is_long_way) {
+            // It walks the heap.
+            let _ = tokio::task::spawn_blocking(crate::machine::memory::give_back).await;
+        }
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// As the types of the events say that cleared them. Comes back when all are acknowledged.
+async fn acknowledge(log: &Log, cleared: Vec<(EventNumber, String)>) {
+    for same in cleared.chunk_by(|(_, a), (_, b)| a == b) {
+        let by = format!("agent: {}", same[0].1);
+        for some in same.chunks(ACKNOWLEDGED_AT_ONCE) {
+            let numbers: Vec<EventNumber> = some.iter().map(|(number, _)| *number).collect();
+            loop {
+                match log.acknowledge(&numbers, &by).await {
+                    Ok(_) | Err(StoreError::Closed) => break,
+                    Err(error) => tracing::warn!(%error, by, "alerts that are over are not acknowledged"),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn damp(log: &Log, stop: &CancellationToken) {
+    *log.damper() = Some(Damper::new());
+    loop {
+        let next = log.damper().as_ref().and_then(Damper::next_due);
+        // Nothing is due: woken when something is held back.
+        let due = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            () = log.held_back() => continue,
+            () = stop.cancelled() => return,
+        }
+        let due = log.damper().as_mut().map(|damper| damper.due(Instant::now()));
+        let mut failed = false;
+        for (key, event) in due.into_iter().flatten() {
+            failed |= !log.tell(&key, &event).await;
+        }
+        if failed {
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+}
+
+async fn keep_bounded(log: &Log) {
+    let mut changed = log.changed();
+    loop {
+        changed.mark_unchanged();
+        if log.is_overfull().await {
+            match log.prune().await {
+                Ok(events) => tracing::info!(events, "a log of events that grew quickly was pruned"),
+                Err(error) => tracing::warn!(%error, "a log of events that grows quickly is not pruned"),
+            }
+        }
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Log {
+    /// Whether that went well; if not, it stays to be told.
+    async fn tell(&self, key: &Key, event: &Event) -> bool {
+        let told = self.publish_with(event, Txn::essential()).await;
+        if let Err(error) = &told {
+            tracing::warn!(%error, object = event.object, "what was held back is not told");
+        }
+        if let Some(damper) = self.damper().as_mut() {
+            if told.is_ok() { damper.told(key) } else { damper.failed(key) }
+        }
+        told.is_ok()
+    }
+
+    /// Tells all that is held back; nothing is any more from then on. For an orderly stop.
+    pub async fn flush(&self) {
+        loop {
+            let held = {
+                let mut damper = self.damper();
+                let held = damper.as_mut().map(Damper::all).unwrap_or_default();
+                if held.is_empty() {
+                    *damper = None;
+                }
+                held
+            };
+            if held.is_empty() {
+                return;
+            }
+            for (key, event) in held {
+                if !self.tell(&key, &event).await {
+                    // Whoever stops does not wait for a store to get well.
+                    *self.damper() = None;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::event::catalogue::Kind;
+    use crate::event::{Query, Severity, kind};
+    use crate::store::Store;
+
+    async fn log_on(store: Store, history: usize) -> Log {
+        Log::open(store, &config::Events { history }).await.unwrap()
+    }
+
+    fn event(kind: Kind, object: &str) -> Event {
+        Event::new(kind, object, format!("{object} {}", kind.as_str()))
+    }
+
+    async fn all(log: &Log) -> Vec<(EventNumber, Event)> {
+        log.list(&Query { limit: 10_000, ..Query::default() }).await.unwrap().events
+    }
+
+    async fn open(log: &Log) -> Vec<u64> {
+        let open = all(log).await.into_iter();
+        let open = open.filter(|(_, e)| e.severity >= Severity::Warning && e.acknowledged.is_none());
+        open.map(|(number, _)| number.0).collect()
+    }
+
+    /// A keeper, until dropped.
+    struct Kept(CancellationToken);
+
+    fn kept(log: &Log) -> Kept {
+        let stop = CancellationToken::new();
+        tokio::spawn(run(log.clone(), stop.clone()));
+        Kept(stop)
+    }
+
+    impl Drop for Kept {
+        fn drop(&mut self) {
+            self.0.cancel();
+        }
+    }
+
+    async fn seconds(n: f64) {
+        tokio::time::sleep(Duration::from_secs_f64(n)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alert_is_acknowledged_when_what_clears_it_comes_and_says_by_what() {
+        let log = log_on(Store::memory(), 100).await;
+        let _kept = kept(&log);
+        log.publish(&event(kind::VM_CRASHED, "vm/a")).await.unwrap();
+        log.publish(&event(kind::VM_CRASHED, "vm/b")).await.unwrap();
+        log.publish(&event(kind::DOMAIN_UNKNOWN, "host")).await.unwrap();
+        seconds(1.0).await;
+        assert_eq!((log.open_alerts(), log.written()), ([0, 1, 2, 0], [0, 1, 2, 0]));
+        log.publish(&event(kind::VM_STARTED, "vm/a")).await.unwrap();
+        seconds(1.0).await;
+        assert_eq!(open(&log).await, [2, 3]);
+        assert_eq!(all(&log).await[0].1.acknowledged.as_ref().unwrap().by, "agent: vm.started");
+        assert_eq!((log.open_alerts(), log.written()), ([0, 1, 1, 0], [1, 1, 2, 0]));
+        // By hand.
+        log.acknowledge(&[EventNumber(3)], "local:0").await.unwrap();
+        assert_eq!(log.open_alerts(), [0, 0, 1, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_died_before_it_acknowledged_does_so_at_its_next_start() {
+        let mut store = Store::memory();
+        let log = log_on(store.clone(), 10_000).await;
+        for n in 0..2000 {
+            let object = format!("vm/{}", n % 700);
+            let kind = if n < 1300 { kind::VM_CRASHED } else { kind::VM_STARTED };
+            log.publish(&event(kind, &object)).await.unwrap();
+        }
+        let open_at_first = open(&log).await.len();
+        assert_eq!(open_at_first, 1300);
+        // Each life dies after a few acknowledgements.
+        for life in 0..200 {
+            store = store.crash_copy();
+            let dead = store.die_after(3);
+            let log = log_on(store.clone(), 10_000).await;
+            let kept = kept(&log);
+            seconds(600.0).await;
+            drop(kept);
+            if !dead.is_cancelled() {
+                assert_eq!(open(&log).await, [0; 0]);
+                assert!(life > 20, "it has died often");
+                assert_eq!(log.open_alerts(), [0; 4]);
+                assert_eq!(log.written(), [0; 4], "none of them was written in this life");
+                return;
+            }
+        }
+        panic!("it makes no way");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn links_that_come_and_go_are_told_a_few_times_and_then_once_how_they_stand() {
+        let log = log_on(Store::memory(), 1000).await;
+        let _kept = kept(&log);
+        seconds(1.0).await;
+        let (gone, come) = (kind::NETWORK_ADDRESS_REMOVED, kind::NETWORK_ADDRESS_ADDED);
+        for n in 0..100 {
+            let kind = if n % 2 == 0 { gone } else { come };
+            log.publish(&event(kind, "network/eth0")).await.unwrap();
+            log.publish(&event(kind::DOMAIN_UNKNOWN, "host")).await.unwrap();
+            seconds(0.5).await;
+        }
+        assert_eq!(all(&log).await.len(), 105);
+        seconds(60.0).await;
+        let told = all(&log).await;
+        let (_, last) = told.last().unwrap();
+        assert_eq!((told.len(), last.kind.as_str(), last.severity), (106, "event.flapping", Severity::Info));
+        assert_eq!(last.data["type"], "network.address_added");
+        assert_eq!(last.data["count"], 95);
+        // The fifth that passed was an alert; what cleared it was held back, and clears it in the end.
+        assert_eq!(open(&log).await.len(), 100, "only the unknown domains are open");
+        seconds(100.0).await;
+        assert!(log.publish(&event(gone, "network/eth0")).await.unwrap().is_some(), "it is calm");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_orderly_stop_tells_what_is_held_back_and_nothing_is_held_back_without_a_keeper() {
+        let log = log_on(Store::memory(), 1000).await;
+        let link = event(kind::NETWORK_LINK_CHANGED, "network/eth0");
+        for _ in 0..20 {
+            assert!(log.publish(&link).await.unwrap().is_some(), "nobody would tell it");
+        }
+        let kept = kept(&log);
+        seconds(1.0).await;
+        for _ in 0..20 {
+            log.publish(&link).await.unwrap();
+        }
+        assert_eq!(all(&log).await.len(), 25);
+        drop(kept);
+        seconds(1.0).await;
+        log.flush().await;
+        let told = all(&log).await;
+        assert_eq!((told.len(), &told.last().unwrap().1.data["count"]), (26, &serde_json::json!(15)));
+        assert!(log.publish(&link).await.unwrap().is_some());
+        log.flush().await;
+        assert_eq!(all(&log).await.len(), 27);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_grows_beyond_twice_its_bound_prunes_itself() {
+        let log = log_on(Store::memory(), 50).await;
+        let _kept = kept(&log);
+        for n in 1..=1000u64 {
+            log.publish(&event(kind::VM_CRASHED, &format!("vm/{n}"))).await.unwrap();
+            seconds(0.1).await;
+            assert!(all(&log).await.len() <= 100, "{n}");
+        }
+        let left = all(&log).await.len() as u64;
+        assert_eq!(log.open_alerts(), [0, 0, left, 0], "what is not kept is not open");
+    }
+}
