@@ -13,6 +13,7 @@ mod worlds;
 
 use crate::api::Api;
 use crate::config::{Overrides, Settings};
+use crate::event;
 use crate::host::{certificate, password};
 use crate::job::{Engine, Options as JobOptions, Recurring};
 use crate::model::{JobId, SafePath, Secret};
@@ -199,6 +200,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     }
     tell_rebuilt(&operations, &opened.report).await;
     let api = Arc::new(Api::new(Arc::clone(&operations), engine.clone(), Arc::clone(&surroundings) as _));
+    tokio::spawn(event::journal(operations.events.clone(), stop.clone()));
     tokio::spawn(migrate_watch::run(Arc::clone(&operations), stop.clone()));
     let upgrades = Arc::new(peers::Streams::new(Arc::clone(&operations)));
     let (server, socket) = listen(&settings, gate, tls, api, upgrades)?;

@@ -36,7 +36,7 @@ mod vm_found;
 mod vm_show;
 
 use crate::job::{Engine, JobRecord, JobState, Options};
-use crate::model::{JobId, Timestamp};
+use crate::model::{JobId, Timestamp, trace};
 use crate::operation::Operations;
 use crate::operation::plan::Plan;
 use crate::wire::{Answer, Call, Caller, Fault, Handler, Role, Value};
@@ -50,6 +50,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
+use tracing::Instrument;
 use verb::{Kind, Origin, Verb};
 
 /// Figures that change without anybody's doing (CPU time) may be this old in an answer.
@@ -252,7 +253,7 @@ impl Api {
         let mut submission = self.operations.submission(verb.name, &caller.to_string(), plan, options);
         submission.params = shown;
         let id = self.engine.submit(submission).await?;
-        tracing::info!(job = %id, verb = verb.name, %caller, "job accepted");
+        tracing::info!(job_id = %id, verb = verb.name, %caller, "job accepted");
         Ok(id)
     }
 
@@ -326,7 +327,11 @@ impl Handler for Api {
                 Err(fault) => return Err(fault.on_wire(true, dialect)),
             };
             let started = Timestamp::now();
-            let answer = self.answer(verb, call.params, &call.caller, self.wait_end()).await;
+            let trace_id = call.trace.map(|trace| trace.trace_id());
+            // Of the highest level, so that no filter leaves warnings without it.
+            let span = tracing::error_span!("call", verb = verb.name, trace_id);
+            let answering = self.answer(verb, call.params, &call.caller, self.wait_end());
+            let answer = trace::scope(call.trace, answering).instrument(span).await;
             if let Err(fault) = &answer {
                 let took_ms = Timestamp::now().0.saturating_sub(started.0);
                 tracing::debug!(verb = verb.name, caller = %call.caller, fault = fault.name, took_ms, "call failed");

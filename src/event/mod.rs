@@ -7,12 +7,16 @@
 //! with a change (a VM's record, a job's end) is in the same transaction as the change. Readers wait on the
 //! table's sequence. Delivery to a manager reads here by number, from the last it has taken.
 
+mod journal;
+
 use crate::config;
-use crate::model::{EventNumber, JobId, Timestamp};
+use crate::model::{EventNumber, JobId, Timestamp, trace};
 use crate::store::{Key, Range, Store, StoreError, Table, Txn};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
+
+pub use journal::journal;
 
 const EVENTS: Table<Event> = Table::new("event", 1);
 /// The table's name, for the store's ledger of counters.
@@ -60,6 +64,9 @@ pub struct Event {
     /// For people. No secrets.
     pub text: String,
     pub job: Option<JobId>,
+    /// The traceparent of the request that it was done for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
     /// Facts for programs, by name.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub data: serde_json::Map<String, serde_json::Value>,
@@ -76,6 +83,7 @@ impl Event {
             object: object.into(),
             text: text.into(),
             job: None,
+            trace: trace::current().map(|trace| trace.to_string()),
             data: serde_json::Map::new(),
             acknowledged: None,
         }

@@ -11,6 +11,7 @@ mod observers;
 mod secret;
 mod size;
 mod time;
+pub mod trace;
 
 pub use id::{EventNumber, JobId, MigrationId, RepoId, VmId};
 pub use name::{BridgeName, IfName, Label, Mac, SafePath, Text, VmName};
@@ -18,6 +19,7 @@ pub use observers::{Hint, Observers};
 pub use secret::Secret;
 pub use size::{Bytes, KiB, MiB};
 pub use time::Timestamp;
+pub use trace::TraceParent;
 
 /// A value that is not of its type: which type, what was wrong, and what is allowed. It never repeats more
 /// than a short, escaped piece of the input.

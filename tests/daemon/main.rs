@@ -17,3 +17,4 @@ mod secrets;
 mod stop;
 mod store;
 mod support;
+mod trace;
