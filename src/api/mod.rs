@@ -253,7 +253,7 @@ impl Api {
         let mut submission = self.operations.submission(verb.name, &caller.to_string(), plan, options);
         submission.params = shown;
         let id = self.engine.submit(submission).await?;
-        tracing::info!(job_id = %id, verb = verb.name, %caller, "job accepted");
+        tracing::info!(job_id = %id, %caller, "job accepted");
         Ok(id)
     }
 

@@ -51,10 +51,10 @@ pub(super) async fn run(engine: Engine, id: JobId, open: Arc<OpenJob>) {
     // next one.
     let vm_uuid = record.locks.iter().find_map(|lock| lock.object.strip_prefix("vm/"));
     let span = tracing::error_span!(parent: None, "job", verb = record.verb, job_id = %id, vm_uuid, trace_id);
-    trace::scope(trace, run_here(engine, id, open)).instrument(span).await;
+    trace::scope(trace, run_here(engine, open)).instrument(span).await;
 }
 
-async fn run_here(engine: Engine, id: JobId, open: Arc<OpenJob>) {
+async fn run_here(engine: Engine, open: Arc<OpenJob>) {
     let plan = open.plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let Some(plan) = plan else { return };
     let record = JobRecord::clone(&open.record.borrow());
@@ -62,9 +62,9 @@ async fn run_here(engine: Engine, id: JobId, open: Arc<OpenJob>) {
     let pending = Txn::new();
     let deadline = open.deadline;
     let mut run = Run { engine, open, record, plan, pending, then: Vec::new(), deadline, in_doubt };
-    tracing::debug!(job_id = %id, verb = run.record.verb, "job runs");
+    tracing::debug!("job runs");
     if run.through().await.is_err() {
-        tracing::info!(job_id = %id, verb = run.record.verb, "job is parked until the next start");
+        tracing::info!("job is parked until the next start");
         run.engine.parked(&run.open);
     }
 }
@@ -106,7 +106,7 @@ impl Run {
                 if self.engine.find_open(*child).is_some_and(|open| !called_off(&open))
                     && let Err(error) = self.engine.cancel(*child, &by).await
                 {
-                    tracing::warn!(job_id = %self.record.id, %child, %error, "a child was not called off");
+                    tracing::warn!(%child, %error, "a child was not called off");
                 }
             }
             tokio::select! {
@@ -315,7 +315,7 @@ impl Run {
                     self.then.extend(outcome.then);
                 }
                 Err(fault) => {
-                    tracing::error!(job_id = %self.record.id, step = self.record.steps[step].name, %fault, "undo failed");
+                    tracing::error!(step = self.record.steps[step].name, %fault, "undo failed");
                     self.record.steps[step].state = StepState::UndoFailed;
                     self.record.steps[step].error = Some(fault);
                 }
@@ -410,7 +410,7 @@ impl Run {
                 }
                 // Too large: what is for people only goes, and answers of a size that no step needs.
                 Err(StoreError::Refused(why)) if !stripped => {
-                    tracing::error!(job_id = %id, why, "a job's record is too large; its texts are left out");
+                    tracing::error!(why, "a job's record is too large; its texts are left out");
                     stripped = true;
                     self.record.params = serde_json::Value::Null;
                     self.record.result = None;
@@ -419,7 +419,7 @@ impl Run {
                 }
                 Err(error) => {
                     if !told {
-                        tracing::error!(job_id = %self.record.id, %error, "a job's record cannot be written; trying on");
+                        tracing::error!(%error, "a job's record cannot be written; trying on");
                         told = true;
                     }
                     if self.engine.0.halt.is_cancelled() {

@@ -10,7 +10,6 @@ use nix::sched::{CloneFlags, unshare};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Command;
@@ -217,6 +216,7 @@ async fn hear(journal: UnixDatagram, vm: VmId) -> (u64, Vec<BTreeMap<String, Vec
     journal.set_nonblocking(true).unwrap();
     let journal = tokio::net::UnixDatagram::from_std(journal).unwrap();
     let home = Home::new();
+    home.settings("[log]\nformat = \"auto\"\n");
     let stderr = std::fs::File::create(home.path("daemon.log")).unwrap().metadata().unwrap();
     let mut command = home.command();
     command.env("JOURNAL_STREAM", format!("{}:{}", stderr.dev(), stderr.ino()));
@@ -243,8 +243,10 @@ async fn hear(journal: UnixDatagram, vm: VmId) -> (u64, Vec<BTreeMap<String, Vec
         }
     };
     let both = async { tokio::join!(live, heard) };
-    let ((_daemon, job), records) =
-        timeout(PATIENCE + Duration::from_secs(10), both).await.expect("the journal hears of the VM's start");
+    let heard = timeout(PATIENCE, both).await;
+    let Ok(((_daemon, job), records)) = heard else {
+        panic!("the journal does not hear of the VM's start; the log on stderr:\n{}", home.log())
+    };
     (job, records)
 }
 
