@@ -36,7 +36,8 @@ mod vm_found;
 mod vm_show;
 
 use crate::job::{Engine, JobRecord, JobState, Options};
-use crate::model::{JobId, Timestamp, trace};
+use crate::model::histogram::Calls;
+use crate::model::{JobId, trace};
 use crate::operation::Operations;
 use crate::operation::plan::Plan;
 use crate::wire::{Answer, Call, Caller, Fault, Handler, Role, Value};
@@ -63,6 +64,8 @@ pub struct Api {
     pub(crate) operations: Arc<Operations>,
     engine: Engine,
     verbs: BTreeMap<&'static str, Verb>,
+    /// What monitoring asks of the verbs.
+    calls: Arc<Calls>,
     fragments: Fragments,
     /// All domains.
     domains: Reading,
@@ -120,10 +123,12 @@ pub fn table() -> BTreeMap<&'static str, Verb> {
 
 impl Api {
     pub fn new(operations: Arc<Operations>, engine: Engine, about: Arc<dyn About>) -> Self {
+        let verbs = table();
         Self {
             operations,
             engine,
-            verbs: table(),
+            calls: Arc::new(Calls::of(verbs.keys().copied())),
+            verbs,
             fragments: Fragments::default(),
             domains: Reading::default(),
             hypervisor: Reading::default(),
@@ -131,6 +136,11 @@ impl Api {
             load: std::sync::Mutex::default(),
             about,
         }
+    }
+
+    /// How long calls took, by verb; those made inside a multicall are its own.
+    pub fn calls(&self) -> Arc<Calls> {
+        Arc::clone(&self.calls)
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -326,14 +336,16 @@ impl Handler for Api {
                 // The dialect's clients know an unknown method by code 1.
                 Err(fault) => return Err(fault.on_wire(true, dialect)),
             };
-            let started = Timestamp::now();
+            let started = Instant::now();
             let trace_id = call.trace.map(|trace| trace.trace_id());
             // Of the highest level, so that no filter leaves warnings without it.
             let span = tracing::error_span!("call", verb = verb.name, trace_id);
             let answering = self.answer(verb, call.params, &call.caller, self.wait_end());
             let answer = trace::scope(call.trace, answering).instrument(span).await;
+            let took = started.elapsed();
+            self.calls.observe(verb.name, took, answer.is_err());
             if let Err(fault) = &answer {
-                let took_ms = Timestamp::now().0.saturating_sub(started.0);
+                let took_ms = took.as_millis();
                 tracing::debug!(verb = verb.name, caller = %call.caller, fault = fault.name, took_ms, "call failed");
             }
             answer.map_err(|fault| fault.on_wire(verb.origin == Origin::Dialect, dialect))

@@ -91,6 +91,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("wire.socket_group", "a group's name: letters, digits, _ and -, at most 32; or \"\" for root alone"),
     ("wire.plain_http", "true or false"),
     ("access.password_after_ownership", "\"admin\" or \"none\""),
+    ("metrics.listen", "an address and a port: \"127.0.0.1:9178\"; or \"\" for none"),
     ("vm.repositories", "an absolute path of letters, digits and / _ . + : @ = ~ -, without . or .. parts"),
     ("vm.kernels", "an absolute path of letters, digits and / _ . + : @ = ~ -, without . or .. parts"),
     ("vm.autostart_default", "true or false"),

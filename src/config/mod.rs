@@ -24,6 +24,7 @@ pub struct Settings {
     pub access: Access,
     pub jobs: Jobs,
     pub events: Events,
+    pub metrics: Metrics,
     pub vm: Vm,
     pub migration: Migration,
     pub log: Log,
@@ -147,6 +148,31 @@ pub struct Events {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    pub listen: MetricsAddress,
+}
+
+/// Where monitoring reads; none: nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MetricsAddress(pub Option<SocketAddr>);
+
+impl TryFrom<String> for MetricsAddress {
+    type Error = std::net::AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.is_empty() { Ok(Self(None)) } else { Ok(Self(Some(text.parse()?))) }
+    }
+}
+
+impl From<MetricsAddress> for String {
+    fn from(address: MetricsAddress) -> Self {
+        address.0.map(|address| address.to_string()).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Vm {
     /// Disks lie below this folder: `<repositories>/<repo id>/VirtualDisks/…`.
     pub repositories: SafePath,
@@ -216,6 +242,7 @@ impl Default for Settings {
             access: Access::default(),
             jobs: Jobs::default(),
             events: Events::default(),
+            metrics: Metrics::default(),
             vm: Vm::default(),
             migration: Migration::default(),
             log: Log::default(),
@@ -280,6 +307,12 @@ impl Default for Jobs {
 impl Default for Events {
     fn default() -> Self {
         Self { history: 100_000 }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: MetricsAddress(Some(SocketAddr::from(([127, 0, 0, 1], 9178)))) }
     }
 }
 

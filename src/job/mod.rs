@@ -28,6 +28,7 @@
 
 mod accept;
 mod engine;
+mod figures;
 mod history;
 mod lock;
 mod record;
@@ -39,6 +40,7 @@ mod tests;
 
 pub use accept::SubmitError;
 pub use engine::Engine;
+pub use figures::{Ended, Figures};
 pub use history::Listing;
 pub use lock::{LockState, LockTable, LockView, LockWant, Mode};
 pub use record::{CancelRecord, JobFault, JobRecord, JobState, StepRecord, StepState};
