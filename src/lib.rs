@@ -26,6 +26,7 @@ pub mod job;
 pub mod kernel;
 pub mod logging;
 pub mod machine;
+pub mod metrics;
 pub mod model;
 pub mod network;
 pub mod operation;
