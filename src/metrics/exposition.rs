@@ -210,6 +210,12 @@ impl Samples<'_> {
 
 /// Backslash, quote and line end are escaped; other control characters, which some readers end at, are replaced.
 fn escape(out: &mut String, value: &str, max_bytes: usize) {
+    let plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'\\' && byte != b'"';
+    if value.len() <= max_bytes && value.bytes().all(plain) {
+        // Nearly all are.
+        out.push_str(value);
+        return;
+    }
     for (at, c) in value.char_indices() {
         match c {
             _ if at + c.len_utf8() > max_bytes => return,

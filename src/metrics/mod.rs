@@ -22,7 +22,7 @@ pub mod table;
 
 pub use exposition::Form;
 pub use listen::{ListenError, bind, serve};
-pub use render::render;
+pub use render::{Own, render};
 
 use crate::model::histogram::{Called, Counted};
 use crate::stats::Sweep;
