@@ -1,6 +1,7 @@
 //! What a request was done for goes with it: from the header of a call to its job, that job's events, and every
 //! record of the log made on the way. And the fields by which the log is searched.
 
+use crate::pair::Pair;
 use crate::support::*;
 use dom0d::api::value::{int, structure, text};
 use dom0d::model::{TraceParent, VmId};
@@ -80,6 +81,21 @@ async fn a_job_that_goes_on_after_a_crash_tells_its_events_with_the_trace_it_beg
     let page = caller.ask("event_list", &[filter]).await;
     let events = list(field(&page, "events"));
     assert_eq!(events.iter().map(|e| field(e, "trace")).collect::<Vec<_>>(), [&text(TRACE)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_other_host_of_a_migration_knows_the_trace_too() {
+    let pair = Pair::new().await;
+    let vm = pair.started().await;
+    let mut caller = pair.a.local();
+    caller.0.set_trace(trace());
+    caller.ask("migrate_vm", &pair.to_b(vm)).await;
+    assert_eq!(pair.decided(vm, "there").await, "b");
+    let arrived = pair.b.events("vm.arrived").await;
+    let [arrived] = &arrived[..] else { panic!("{arrived:?}") };
+    let there = TraceParent::parse(&string(field(arrived, "trace"))).unwrap();
+    assert_eq!(there.trace_id(), TRACE_ID);
+    assert_ne!(Some(there), trace(), "a span of its own");
 }
 
 /// One call on the operator's socket with these header lines; the answer's status line and body.
