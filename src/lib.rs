@@ -27,6 +27,7 @@ pub mod kernel;
 pub mod logging;
 pub mod machine;
 pub mod manager;
+pub mod metrics;
 pub mod model;
 pub mod network;
 pub mod operation;

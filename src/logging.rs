@@ -3,6 +3,10 @@
 //! An entrance's helper: called once by `main`, known to no room. Rooms log by `tracing` with fields and do not
 //! know where to.
 //!
+//! The fields by which records are found bear the same names everywhere: `job_id`, `vm_uuid`, `event_id`, `verb`,
+//! `trace_id`; the journal has them in capitals. A job's run and a call are spans with those they know, so that every
+//! record made inside has them; JSON lines show them in `span`.
+//!
 //! Fields carry what others wrote: names of guests, methods of strangers, messages of tools. So a record is
 //! always *one* line: control characters in it (line ends, terminal escapes) and characters that reorder text
 //! are shown as escapes. The journal needs none of this, since it takes fields by length.
@@ -59,7 +63,8 @@ fn journal() -> Option<BoxedLayer> {
     if device.parse() != Ok(stat.st_dev) || inode.parse() != Ok(stat.st_ino) {
         return None;
     }
-    Some(tracing_journald::layer().ok()?.with_field_prefix(Some("DOM0D".to_owned())).boxed())
+    // Without a prefix: `journalctl JOB_ID=17` is what people type. None of our fields is called as one of systemd's.
+    Some(tracing_journald::layer().ok()?.with_field_prefix(None).boxed())
 }
 
 fn lines<W, F>(json: bool, make: F) -> BoxedLayer
@@ -68,7 +73,7 @@ where
     F: Fn() -> W + Send + Sync + 'static,
 {
     let layer = fmt::layer().with_ansi(false).with_writer(move || OneLine { json, to: make() });
-    if json { layer.json().flatten_event(true).boxed() } else { layer.boxed() }
+    if json { layer.json().flatten_event(true).with_span_list(false).boxed() } else { layer.boxed() }
 }
 
 /// Writes each record (which the formatter hands over in one piece) as one line.
@@ -146,7 +151,7 @@ mod tests {
     fn what_others_wrote_cannot_make_a_second_line_or_steer_the_terminal() {
         for json in [false, true] {
             let text = logged(json, LogLevel::Info, || {
-                tracing::info!(vm = %EVIL, debug = ?EVIL, plain = EVIL, "a message of {EVIL}");
+                tracing::info!(vm_uuid = %EVIL, debug = ?EVIL, plain = EVIL, "a message of {EVIL}");
             });
             assert_eq!(text.matches('\n').count(), 1, "{text:?}");
             assert!(text.ends_with('\n'));
@@ -158,11 +163,11 @@ mod tests {
 
     #[test]
     fn a_json_record_stays_json() {
-        let text = logged(true, LogLevel::Info, || tracing::warn!(vm = EVIL, count = 3, "odd"));
+        let text = logged(true, LogLevel::Info, || tracing::warn!(vm_uuid = EVIL, count = 3, "odd"));
         let record: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(record["message"], "odd");
         assert_eq!(record["count"], 3);
-        assert_eq!(record["vm"], EVIL);
+        assert_eq!(record["vm_uuid"], EVIL);
     }
 
     #[test]

@@ -5,11 +5,11 @@
 
 use clap::{Args, Parser, Subcommand};
 use dom0d::agent::{self, Start};
-use dom0d::config::{self, LogFormat, Overrides, Settings, ToolstackChoice, WorldChoice};
+use dom0d::config::{self, LogFormat, MetricsAddress, Overrides, Settings, ToolstackChoice, WorldChoice};
 use dom0d::store::{FaultPoint, FaultWhen};
 use dom0d::{logging, machine, model::MiB, sim, xen};
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,6 +37,9 @@ struct Daemon {
     /// Where managers connect to [default: 0.0.0.0:8899; with --dev 127.0.0.1, a free port if 8899 is taken]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
+    /// Where monitoring reads, or "" for nowhere [default: 127.0.0.1:9178; with --dev a free port, told in the log]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = metrics_address)]
+    metrics_listen: Option<MetricsAddress>,
     /// Where state lies [default: /var/lib/dom0d; with --dev a new folder, gone afterwards]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -77,6 +80,11 @@ enum Command {
         #[arg(value_name = "SOCKET")]
         socket: PathBuf,
     },
+}
+
+fn metrics_address(text: &str) -> Result<MetricsAddress, String> {
+    MetricsAddress::try_from(text.to_owned())
+        .map_err(|_| "allowed: an address and a port, or \"\"".to_owned())
 }
 
 fn toolstack(text: &str) -> Result<ToolstackChoice, String> {
@@ -263,6 +271,8 @@ fn overrides(
         kernel: daemon.kernel.or(dev.then_some(WorldChoice::Sim)),
         host: daemon.host.or(dev.then_some(WorldChoice::Sim)),
         listen,
+        // Several may be tried out at once.
+        metrics_listen: daemon.metrics_listen.or(dev.then_some(MetricsAddress(Some(FREE_PORT)))),
         state_dir: state_dir.map(absolute).transpose()?,
         log_level: None,
         // In front of a newcomer the log is on the screen, also if the shell was started by systemd.
@@ -291,6 +301,9 @@ impl Drop for FreshFolder {
     }
 }
 
+/// A port of the kernel's choice.
+const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// 127.0.0.1:8899, or a port of the kernel's choice if that one is taken. Tried by binding, so that it is also
 /// right for a port whose owner we cannot see.
 fn dev_address() -> SocketAddr {
@@ -299,7 +312,7 @@ fn dev_address() -> SocketAddr {
         Ok(_) => usual,
         Err(error) => {
             say(&format!("dom0d: port 8899 cannot be had ({error}), so a free one is taken"));
-            SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+            FREE_PORT
         }
     }
 }

@@ -121,6 +121,7 @@ fn job(id: u64) -> JobRecord {
         ended: Some(at),
         deadline: Timestamp(at.0 + 3_600_000),
         parent: None,
+        trace: None,
         children: Vec::new(),
         idempotency_key: None,
         recurring: None,

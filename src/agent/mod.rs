@@ -7,6 +7,7 @@
 //! then is on disk and goes on at the next start.
 
 mod access;
+mod figures;
 mod peers;
 mod reports;
 mod signals;
@@ -18,7 +19,8 @@ use crate::config::{Overrides, Settings};
 use crate::event::{self, Event};
 use crate::host::{certificate, password};
 use crate::job::{Engine, Options as JobOptions, Recurring};
-use crate::model::{JobId, SafePath, Secret};
+use crate::metrics;
+use crate::model::{JobId, SafePath, Secret, Timestamp};
 use crate::operation::{Operations, Worlds, migrate_watch, network, observe, plan};
 use crate::store::{self, FaultPoint, OpenReport, Recovered, Store};
 use crate::wire::{self, Gate, Server, ServerConfig, TlsIdentity, TlsState};
@@ -212,10 +214,25 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         Arc::clone(&surroundings) as _,
         reports.clone(),
     ));
+    tokio::spawn(event::journal(operations.events.clone(), stop.clone()));
     tokio::spawn(migrate_watch::run(Arc::clone(&operations), stop.clone()));
     let upgrades = Arc::new(peers::Streams::new(Arc::clone(&operations)));
+    let calls = api.calls();
     let (server, socket) = listen(&settings, gate, tls, api, upgrades)?;
     surroundings.serve(server.metrics());
+    let sources = figures::Sources {
+        operations: Arc::clone(&operations),
+        engine: engine.clone(),
+        store: opened.store.clone(),
+        calls,
+        wire: server.metrics(),
+        connections: figures::connections(&server),
+        lag: Arc::default(),
+        disk: figures::Disk::new(&settings.state.dir.join("sled")),
+        started: Timestamp::now(),
+        newest: reports::newest(&reports, &operations),
+    };
+    serve_metrics(&settings, sources, &stop);
     start_recurring(&engine, &operations, &settings);
     if start.dev {
         // One from a file is known to whoever wrote the file.
@@ -364,6 +381,25 @@ fn listen(
         unix,
     })?;
     Ok((server, socket))
+}
+
+/// A host whose metrics cannot be served is managed all the same.
+fn serve_metrics(settings: &Settings, sources: figures::Sources, stop: &CancellationToken) {
+    let Some(address) = settings.metrics.listen.0 else { return };
+    match metrics::bind(address) {
+        Ok(listener) => {
+            let address = listener.local_addr().unwrap_or(address);
+            tracing::info!(%address, "metrics are served");
+            let lag = Arc::clone(&sources.lag);
+            let measuring = stop.clone();
+            tokio::spawn(async move { lag.measure(measuring).await });
+            tokio::spawn(metrics::serve(listener, Arc::new(sources), stop.clone()));
+        }
+        Err(error) => {
+            let why = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(%error, why, "there are no metrics");
+        }
+    }
 }
 
 /// On a disk that takes no new file, managers are still served.

@@ -6,7 +6,7 @@
 
 use super::access::Surroundings;
 use crate::host::Peer;
-use crate::model::MigrationId;
+use crate::model::{MigrationId, trace};
 use crate::operation::Operations;
 use crate::operation::peers::{LinkError, PeerLink};
 use crate::wire::{Client, ClientError, Credentials, ServerTrust, Stream, Taker, Upgrades, Value};
@@ -38,7 +38,9 @@ impl TlsLink {
         let address = resolve(peer.address.as_str()).await.map_err(away)?;
         let trust = ServerTrust::Fingerprint { sha256: peer.fingerprint.as_str().to_owned() };
         let credentials = Credentials { password: None, certificate: Some(identity) };
-        Client::tls(address, &trust, &credentials).map_err(|error| away(told(&error)))
+        let mut client = Client::tls(address, &trust, &credentials).map_err(|error| away(told(&error)))?;
+        client.set_trace(trace::current().map(|trace| trace.child()));
+        Ok(client)
     }
 }
 

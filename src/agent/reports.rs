@@ -2,11 +2,17 @@
 //! deliveries, which know nothing of each other, and tells the deliveries who owns the host.
 
 use super::access::Surroundings;
+use super::figures::Newest;
 use super::statistics;
 use crate::api::Reports;
 use crate::config::Settings;
+use crate::event::Severity;
 use crate::host::HostRecord;
-use crate::manager::{Deliveries, EventSource, Outbox, Parts, RealConnect, SampleSource, Target};
+use crate::manager::{
+    Deliveries, EventSource, Outbox, Parts, RealConnect, SampleSource, Status, Stream, Target, sample_time,
+};
+use crate::metrics::Delivery;
+use crate::model::Timestamp;
 use crate::operation::Operations;
 use crate::stats::{History, Object, Sampler};
 use crate::wire::TlsIdentity;
@@ -64,6 +70,36 @@ pub(super) async fn end(reports: &Reports) {
     reports.deliveries.ended().await;
     let history = Arc::clone(&reports.history);
     let _ = tokio::task::spawn_blocking(move || history.flush()).await;
+}
+
+/// What monitoring asks of all this.
+pub(super) fn newest(reports: &Reports, operations: &Arc<Operations>) -> Newest {
+    let (sampler, deliveries, events) =
+        (Arc::clone(&reports.sampler), Arc::clone(&reports.deliveries), operations.events.clone());
+    Newest {
+        sweep: Box::new(move || Some(sampler.latest()).filter(|sweep| sweep.at != Timestamp(0))),
+        delivery: Box::new(move || deliveries.status().into_iter().map(delivery).collect()),
+        alerts: Box::new(move || {
+            let names = [Severity::Info, Severity::Warning, Severity::Error, Severity::Critical];
+            names.into_iter().map(Severity::as_str).zip(events.open_alerts()).skip(1).collect()
+        }),
+    }
+}
+
+fn delivery((stream, status, newest): (Stream, Status, u64)) -> Delivery {
+    // Samples are numbered by their time: how far behind they are is told in milliseconds by that.
+    let number = |number: u64| match stream {
+        Stream::Events => number,
+        Stream::Statistics => sample_time(number).0,
+    };
+    let since_ok = status.last_ok.map(|at| Duration::from_millis(Timestamp::now().0.saturating_sub(at.0)));
+    Delivery {
+        stream: stream.as_str(),
+        last_number: number(status.number),
+        behind: number(newest).saturating_sub(number(status.number)),
+        failures: status.failed,
+        since_ok,
+    }
 }
 
 /// `urn:uuid:…` of the host's unique id.

@@ -161,6 +161,7 @@ fn event_value(number: EventNumber, event: &Event) -> Value {
         ("object", text(&event.object)),
         ("text", text(&event.text)),
         ("job", or_nil(event.job.map(|j| int(j.0)))),
+        ("trace", or_nil(event.trace.as_ref().map(text))),
         ("data", from_json(&serde_json::Value::Object(event.data.clone()))),
         ("acknowledged", Value::Bool(ack.is_some())),
         ("acknowledged_by", text(ack.map_or("", |a| a.by.as_str()))),

@@ -258,6 +258,7 @@ fn full(api: &Api, job: &JobRecord) -> Value {
         ])
     });
     map.insert("steps".to_owned(), Value::Array(steps.collect()));
+    map.insert("trace".to_owned(), or_nil(job.trace.map(text)));
     map.insert("params".to_owned(), from_json(&job.params));
     map.insert("result".to_owned(), or_nil(job.result.as_ref().map(from_json)));
     Value::Struct(map)

@@ -39,7 +39,8 @@ mod vm_show;
 
 use crate::job::{Engine, JobRecord, JobState, Options};
 use crate::manager::Deliveries;
-use crate::model::{JobId, Timestamp};
+use crate::model::histogram::Calls;
+use crate::model::{JobId, trace};
 use crate::operation::Operations;
 use crate::operation::plan::Plan;
 use crate::stats::{History, Sampler};
@@ -54,6 +55,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
+use tracing::Instrument;
 use verb::{Kind, Origin, Verb};
 
 /// Figures that change without anybody's doing (CPU time) may be this old in an answer.
@@ -66,6 +68,8 @@ pub struct Api {
     pub(crate) operations: Arc<Operations>,
     engine: Engine,
     verbs: BTreeMap<&'static str, Verb>,
+    /// What monitoring asks of the verbs.
+    calls: Arc<Calls>,
     fragments: Fragments,
     /// All domains.
     domains: Reading,
@@ -134,10 +138,12 @@ pub fn table() -> BTreeMap<&'static str, Verb> {
 
 impl Api {
     pub fn new(operations: Arc<Operations>, engine: Engine, about: Arc<dyn About>, reports: Reports) -> Self {
+        let verbs = table();
         Self {
             operations,
             engine,
-            verbs: table(),
+            calls: Arc::new(Calls::of(verbs.keys().copied())),
+            verbs,
             fragments: Fragments::default(),
             domains: Reading::default(),
             hypervisor: Reading::default(),
@@ -146,6 +152,11 @@ impl Api {
             about,
             reports,
         }
+    }
+
+    /// How long calls took, by verb; those made inside a multicall are its own.
+    pub fn calls(&self) -> Arc<Calls> {
+        Arc::clone(&self.calls)
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -268,7 +279,7 @@ impl Api {
         let mut submission = self.operations.submission(verb.name, &caller.to_string(), plan, options);
         submission.params = shown;
         let id = self.engine.submit(submission).await?;
-        tracing::info!(job = %id, verb = verb.name, %caller, "job accepted");
+        tracing::info!(job_id = %id, %caller, "job accepted");
         Ok(id)
     }
 
@@ -341,10 +352,16 @@ impl Handler for Api {
                 // The dialect's clients know an unknown method by code 1.
                 Err(fault) => return Err(fault.on_wire(true, dialect)),
             };
-            let started = Timestamp::now();
-            let answer = self.answer(verb, call.params, &call.caller, self.wait_end()).await;
+            let started = Instant::now();
+            let trace_id = call.trace.map(|trace| trace.trace_id());
+            // Of the highest level, so that no filter leaves warnings without it.
+            let span = tracing::error_span!("call", verb = verb.name, trace_id);
+            let answering = self.answer(verb, call.params, &call.caller, self.wait_end());
+            let answer = trace::scope(call.trace, answering).instrument(span).await;
+            let took = started.elapsed();
+            self.calls.observe(verb.name, took, answer.is_err());
             if let Err(fault) = &answer {
-                let took_ms = Timestamp::now().0.saturating_sub(started.0);
+                let took_ms = took.as_millis();
                 tracing::debug!(verb = verb.name, caller = %call.caller, fault = fault.name, took_ms, "call failed");
             }
             answer.map_err(|fault| fault.on_wire(verb.origin == Origin::Dialect, dialect))

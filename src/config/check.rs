@@ -94,6 +94,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("access.password_after_ownership", "\"admin\" or \"none\""),
     ("manager.plain_http", "true or false"),
     ("manager.without_certificate", "\"first_seen\" or \"refuse\""),
+    ("metrics.listen", "an address and a port: \"127.0.0.1:9178\"; or \"\" for none"),
     ("vm.repositories", "an absolute path of letters, digits and / _ . + : @ = ~ -, without . or .. parts"),
     ("vm.kernels", "an absolute path of letters, digits and / _ . + : @ = ~ -, without . or .. parts"),
     ("vm.autostart_default", "true or false"),

@@ -5,7 +5,7 @@
 //! what is allowed; it shows no more than the value at fault. A file that is named must exist; whether the
 //! usual one ([`DEFAULT_FILE`]) exists is for the caller to look.
 
-use super::{LogFormat, LogLevel, Settings, ToolstackChoice, WorldChoice, check};
+use super::{LogFormat, LogLevel, MetricsAddress, Settings, ToolstackChoice, WorldChoice, check};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,7 @@ pub struct Overrides {
     pub kernel: Option<WorldChoice>,
     pub host: Option<WorldChoice>,
     pub listen: Option<SocketAddr>,
+    pub metrics_listen: Option<MetricsAddress>,
     pub state_dir: Option<PathBuf>,
     pub log_level: Option<LogLevel>,
     pub log_format: Option<LogFormat>,
@@ -70,6 +71,7 @@ impl Overrides {
         set(&mut settings.world.kernel, &self.kernel);
         set(&mut settings.world.host, &self.host);
         set(&mut settings.wire.listen, &self.listen);
+        set(&mut settings.metrics.listen, &self.metrics_listen);
         set(&mut settings.state.dir, &self.state_dir);
         set(&mut settings.log.level, &self.log_level);
         set(&mut settings.log.format, &self.log_format);
@@ -270,6 +272,9 @@ mod tests {
         assert!(error.starts_with("f.toml:2: vm.kernels: "), "{error}");
         let error = error_of("[wire]\nlisten = \"here\"\n");
         assert!(error.starts_with("f.toml:2: wire.listen: ") && error.contains("8899"), "{error}");
+        let error = error_of("[metrics]\nlisten = \"here\"\n");
+        assert!(error.starts_with("f.toml:2: metrics.listen: ") && error.contains("9178"), "{error}");
+        assert_eq!(parsed("[metrics]\nlisten = \"\"\n").unwrap().metrics.listen, MetricsAddress(None));
         let error = error_of("wire = 5\n");
         assert!(error.starts_with("f.toml:1: wire: "), "{error}");
     }

@@ -25,6 +25,7 @@ pub struct Settings {
     pub jobs: Jobs,
     pub events: Events,
     pub manager: Manager,
+    pub metrics: Metrics,
     pub vm: Vm,
     pub migration: Migration,
     pub log: Log,
@@ -169,6 +170,31 @@ pub enum WithoutCertificate {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    pub listen: MetricsAddress,
+}
+
+/// Where monitoring reads; none: nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MetricsAddress(pub Option<SocketAddr>);
+
+impl TryFrom<String> for MetricsAddress {
+    type Error = std::net::AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.is_empty() { Ok(Self(None)) } else { Ok(Self(Some(text.parse()?))) }
+    }
+}
+
+impl From<MetricsAddress> for String {
+    fn from(address: MetricsAddress) -> Self {
+        address.0.map(|address| address.to_string()).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Vm {
     /// Disks lie below this folder: `<repositories>/<repo id>/VirtualDisks/…`.
     pub repositories: SafePath,
@@ -239,6 +265,7 @@ impl Default for Settings {
             jobs: Jobs::default(),
             events: Events::default(),
             manager: Manager::default(),
+            metrics: Metrics::default(),
             vm: Vm::default(),
             migration: Migration::default(),
             log: Log::default(),
@@ -313,6 +340,12 @@ impl Default for Manager {
             without_certificate: WithoutCertificate::FirstSeen,
             post_timeout_ms: 30_000,
         }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: MetricsAddress(Some(SocketAddr::from(([127, 0, 0, 1], 9178)))) }
     }
 }
 

@@ -39,6 +39,7 @@ pub use error::{CtlError, Exit};
 pub use output::{Format, Printer};
 pub use rpc::{Rpc, UnixRpc};
 
+use crate::model::TraceParent;
 use args::{Command, JobCommand};
 use clap::{CommandFactory, Parser};
 use std::io::{self, IsTerminal};
@@ -82,8 +83,13 @@ pub async fn main() -> ExitCode {
     let socket = cli.socket.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     let terminal = stderr.is_terminal();
     let printer = Printer::new(&mut stdout, &mut stderr, cli.output, terminal);
-    let exit = run(cli, Box::new(UnixRpc::new(socket)), printer).await;
+    let exit = run(cli, Box::new(UnixRpc::new(socket, trace())), printer).await;
     ExitCode::from(exit as u8)
+}
+
+/// What the caller's own trace says this is done for, by the usual variable; a malformed one is no reason to refuse.
+fn trace() -> Option<TraceParent> {
+    TraceParent::parse(&std::env::var("TRACEPARENT").ok()?).ok()
 }
 
 /// Runs one command and tells how it ended; an error is printed, with a hint where there is one.

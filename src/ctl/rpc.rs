@@ -1,6 +1,7 @@
 //! The way to the daemon: one method, so that commands can be tried on a fake.
 
 use super::CtlError;
+use crate::model::TraceParent;
 use crate::wire::{Client, ClientError};
 use async_trait::async_trait;
 use std::path::PathBuf;
@@ -21,8 +22,11 @@ pub struct UnixRpc {
 }
 
 impl UnixRpc {
-    pub fn new(socket: PathBuf) -> Self {
-        Self { client: Client::unix(&socket), socket }
+    /// `trace`: what its calls are done for.
+    pub fn new(socket: PathBuf, trace: Option<TraceParent>) -> Self {
+        let mut client = Client::unix(&socket);
+        client.set_trace(trace);
+        Self { client, socket }
     }
 
     fn error(&self, verb: &str, error: ClientError) -> CtlError {

@@ -20,6 +20,7 @@
 pub mod catalogue;
 mod clearing;
 mod damper;
+mod journal;
 mod keeper;
 mod log;
 #[cfg(test)]
@@ -27,11 +28,12 @@ mod reference;
 mod token;
 
 pub use catalogue::{Kind, kind};
+pub use journal::journal;
 pub use keeper::run;
 pub use log::{Log, TABLE};
 pub use token::Token;
 
-use crate::model::{EventNumber, JobId, Timestamp};
+use crate::model::{EventNumber, JobId, Timestamp, trace};
 use crate::store::Txn;
 use serde::{Deserialize, Serialize};
 
@@ -78,14 +80,14 @@ pub struct Event {
     /// For people. No secrets.
     pub text: String,
     pub job: Option<JobId>,
+    /// The traceparent of the request that it was done for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
     /// Facts for programs, by name.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub data: serde_json::Map<String, serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acknowledged: Option<Acknowledgement>,
-    /// Whose call it belongs to: a W3C traceparent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trace: Option<String>,
     /// Only [`Event::new`] makes one, and it takes a [`Kind`].
     #[serde(skip)]
     made: (),
@@ -101,9 +103,9 @@ impl Event {
             object: object.into(),
             text: text.into(),
             job: None,
+            trace: trace::current().map(|trace| trace.to_string()),
             data: serde_json::Map::new(),
             acknowledged: None,
-            trace: None,
             made: (),
         }
     }

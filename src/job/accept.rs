@@ -7,7 +7,7 @@ use super::record::{
     DIGEST_KEY, JOBS, JobRecord, JobState, KEYS, PLANS, StepRecord, StepState, StoredKey, StoredPlan,
 };
 use super::shelf;
-use crate::model::{JobId, Timestamp};
+use crate::model::{JobId, Timestamp, trace};
 use crate::store::{Store, StoreError, Txn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,7 +37,8 @@ pub enum SubmitError {
 impl Engine {
     /// Accepts a job: when this returns, it is on disk and will reach a terminal state. With a known
     /// idempotency key it answers the job that has it.
-    pub async fn submit(&self, submission: Submission) -> Result<JobId, SubmitError> {
+    pub async fn submit(&self, mut submission: Submission) -> Result<JobId, SubmitError> {
+        submission.options.trace = submission.options.trace.or_else(trace::current);
         // In a task of its own: a caller that hangs up in the middle must not leave a job on disk that nobody runs.
         let engine = self.clone();
         tokio::spawn(async move { engine.accept(submission).await })
@@ -172,6 +173,7 @@ impl Engine {
             ended: None,
             deadline: Timestamp(now.0.saturating_add(deadline_ms)),
             parent: submission.options.parent,
+            trace: submission.options.trace,
             children: Vec::new(),
             idempotency_key: submission.options.idempotency_key,
             recurring: submission.options.recurring,

@@ -6,6 +6,7 @@
 
 use super::Executor;
 use super::accept::KEY_STRIPES;
+use super::figures::Tally;
 use super::lock::{LockTable, LockView};
 use super::record::{CancelRecord, JOBS, JobRecord, JobState, PLANS, StoredPlan};
 use super::recurring::RecurringTable;
@@ -33,6 +34,7 @@ pub(super) struct Inner {
     pub(super) executor: Arc<dyn Executor>,
     pub(super) settings: config::Jobs,
     pub(super) recurring: RecurringTable,
+    pub(super) tally: Tally,
     state: Mutex<State>,
     pub(super) keys: Vec<tokio::sync::Mutex<()>>,
     /// Told when the daemon stops: runners stop between steps, and what is in doubt is resumed at the next start.
@@ -47,7 +49,7 @@ pub(super) struct State {
     /// Accepted or about to be.
     pub(super) reserved: usize,
     pub(super) open: HashMap<JobId, Arc<OpenJob>>,
-    locks: LockTable,
+    pub(super) locks: LockTable,
     /// Hold their locks and wait for one of `max_running` places.
     ready: VecDeque<JobId>,
     /// Hold their locks and need no place: what is essential is not kept waiting by what is not.
@@ -152,6 +154,7 @@ impl Engine {
             executor,
             settings,
             recurring: RecurringTable::default(),
+            tally: Tally::default(),
             state: Mutex::new(state),
             keys: (0..KEY_STRIPES).map(|_| tokio::sync::Mutex::new(())).collect(),
             halt: CancellationToken::new(),
@@ -299,6 +302,7 @@ impl Engine {
 
     /// The end of a job's run: locks go on to the next, then everybody who waits for the job hears of it.
     pub(super) fn finish(&self, id: JobId, open: &OpenJob, last: JobRecord) {
+        self.0.tally.ended(&last);
         {
             let mut state = self.state();
             let granted = state.locks.release(id);

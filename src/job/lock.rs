@@ -131,6 +131,13 @@ impl LockTable {
         view
     }
 
+    /// How many claims on objects belong to jobs that hold all theirs, and how many to jobs that wait.
+    pub fn counts(&self) -> (usize, usize) {
+        let all: usize = self.jobs.values().map(|claimant| claimant.wants.len()).sum();
+        let held = self.jobs.values().filter(|claimant| claimant.behind == 0).map(|c| c.wants.len()).sum();
+        (held, all - held)
+    }
+
     /// What a waiting job waits for: each object where it is not in front, and the job first in that queue.
     pub fn waiting_for(&self, job: JobId) -> Vec<(String, JobId)> {
         let Some(claimant) = self.jobs.get(&job) else { return Vec::new() };

@@ -28,6 +28,7 @@
 
 mod accept;
 mod engine;
+mod figures;
 mod history;
 mod lock;
 mod record;
@@ -39,12 +40,13 @@ mod tests;
 
 pub use accept::SubmitError;
 pub use engine::Engine;
+pub use figures::{Ended, Figures};
 pub use history::Listing;
 pub use lock::{LockState, LockTable, LockView, LockWant, Mode};
 pub use record::{CancelRecord, JobFault, JobRecord, JobState, StepRecord, StepState};
 pub use recurring::Recurring;
 
-use crate::model::JobId;
+use crate::model::{JobId, TraceParent};
 use crate::store::Txn;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -104,6 +106,8 @@ pub struct Options {
     pub deadline: Option<Duration>,
     /// A child runs under its parent's locks, which must cover its own.
     pub parent: Option<JobId>,
+    /// What it is done for; without it, what the submitter works for.
+    pub trace: Option<TraceParent>,
     pub recurring: Option<String>,
     /// May use the disk space kept in reserve, and is accepted beyond `max_open`.
     pub essential: bool,
@@ -178,7 +182,7 @@ impl StepContext {
                 () = self.cancelled.cancelled(), if !asked => {
                     asked = true;
                     if let Err(error) = self.engine.cancel(id, &format!("job {}", self.job)).await {
-                        tracing::warn!(job = %self.job, child = %id, %error, "a child was not cancelled");
+                        tracing::warn!(job_id = %self.job, child = %id, %error, "a child was not cancelled");
                     }
                     continue;
                 }

@@ -1,7 +1,7 @@
 //! The public record of a job: what `job_get` shows and history keeps. No secrets, no step data.
 
 use super::lock::LockWant;
-use crate::model::{JobId, Timestamp};
+use crate::model::{JobId, Timestamp, TraceParent};
 use crate::store::Table;
 use serde::{Deserialize, Serialize};
 
@@ -147,6 +147,9 @@ pub struct JobRecord {
     pub ended: Option<Timestamp>,
     pub deadline: Timestamp,
     pub parent: Option<JobId>,
+    /// What it is done for. Kept, so that a job that goes on after a restart still knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceParent>,
     pub children: Vec<JobId>,
     pub idempotency_key: Option<String>,
     pub recurring: Option<String>,

@@ -73,7 +73,7 @@ impl Engine {
         if let Ok(Some(record)) = self.wait(id, limit).await
             && record.state == JobState::Failed
         {
-            tracing::warn!(work = work.name, job = %id, fault = ?record.fault, "recurring job failed");
+            tracing::warn!(work = work.name, job_id = %id, fault = ?record.fault, "recurring job failed");
         }
         let mut txn = Txn::essential();
         txn.put(&RECURRING, work.name, &LastRun { at: Timestamp::now(), job: id });

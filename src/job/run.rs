@@ -9,11 +9,12 @@ use super::record::{
     CancelRecord, JOBS, JobFault, JobRecord, JobState, PLANS, StepRecord, StepState, StoredPlan,
 };
 use super::{Outcome, Resume, StepContext, shelf};
-use crate::model::{JobId, Timestamp};
+use crate::model::{JobId, Timestamp, trace};
 use crate::store::{Importance, StoreError, Txn};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 /// One undo step ends after this at the latest; the next is tried all the same. The longest known is a network's way back:
 /// a kernel takes 20 ms and more to remove a link, and there may be thousands.
@@ -41,7 +42,19 @@ struct Run {
     in_doubt: Option<usize>,
 }
 
+/// Whatever is logged or told on the way carries the job and what it is done for.
 pub(super) async fn run(engine: Engine, id: JobId, open: Arc<OpenJob>) {
+    let record = Arc::clone(&open.record.borrow());
+    let trace = record.trace;
+    let trace_id = trace.map(|trace| trace.trace_id());
+    // Of the highest level, so that no filter leaves warnings without it; and a root, since who ends a job starts the
+    // next one.
+    let vm_uuid = record.locks.iter().find_map(|lock| lock.object.strip_prefix("vm/"));
+    let span = tracing::error_span!(parent: None, "job", verb = record.verb, job_id = %id, vm_uuid, trace_id);
+    trace::scope(trace, run_here(engine, open)).instrument(span).await;
+}
+
+async fn run_here(engine: Engine, open: Arc<OpenJob>) {
     let plan = open.plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let Some(plan) = plan else { return };
     let record = JobRecord::clone(&open.record.borrow());
@@ -49,9 +62,9 @@ pub(super) async fn run(engine: Engine, id: JobId, open: Arc<OpenJob>) {
     let pending = Txn::new();
     let deadline = open.deadline;
     let mut run = Run { engine, open, record, plan, pending, then: Vec::new(), deadline, in_doubt };
-    tracing::debug!(job = %id, verb = run.record.verb, "job runs");
+    tracing::debug!("job runs");
     if run.through().await.is_err() {
-        tracing::info!(job = %id, verb = run.record.verb, "job is parked until the next start");
+        tracing::info!("job is parked until the next start");
         run.engine.parked(&run.open);
     }
 }
@@ -93,7 +106,7 @@ impl Run {
                 if self.engine.find_open(*child).is_some_and(|open| !called_off(&open))
                     && let Err(error) = self.engine.cancel(*child, &by).await
                 {
-                    tracing::warn!(job = %self.record.id, %child, %error, "a child was not called off");
+                    tracing::warn!(%child, %error, "a child was not called off");
                 }
             }
             tokio::select! {
@@ -225,7 +238,7 @@ impl Run {
         let planned = self.plan.steps[step].clone();
         let bound = Duration::from_secs(self.engine.0.settings.cancel_bound_s);
         // In a task of its own, so that a panic in a step fails the step and not the run.
-        let mut task = tokio::spawn(async move { executor.run(&planned, &context).await });
+        let mut task = self.spawn(async move { executor.run(&planned, &context).await });
         let cancel = self.open.cancel.clone();
         let halt = self.engine.0.halt.clone();
         let called_off = async {
@@ -250,6 +263,14 @@ impl Run {
                 Err(Parked)
             }
         }
+    }
+
+    /// A task that works for what the job works for, and logs as the job does.
+    fn spawn<F>(&self, work: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        tokio::spawn(trace::scope(self.record.trace, work).instrument(tracing::Span::current()))
     }
 
     /// Takes back, in reverse order, what was done or may have been. Goes on after a failure.
@@ -278,7 +299,7 @@ impl Run {
             let executor = Arc::clone(&self.engine.0.executor);
             let planned = self.plan.steps[step].clone();
             let outcome = self.plan.outcomes[step].clone();
-            let task = tokio::spawn(async move { executor.undo(&planned, outcome.as_ref(), &context).await });
+            let task = self.spawn(async move { executor.undo(&planned, outcome.as_ref(), &context).await });
             let abort = task.abort_handle();
             let result = match tokio::time::timeout(UNDO_BOUND, task).await {
                 Ok(joined) => joined.unwrap_or_else(|error| Err(panic_fault(&error))),
@@ -294,7 +315,7 @@ impl Run {
                     self.then.extend(outcome.then);
                 }
                 Err(fault) => {
-                    tracing::error!(job = %self.record.id, step = self.record.steps[step].name, %fault, "undo failed");
+                    tracing::error!(step = self.record.steps[step].name, %fault, "undo failed");
                     self.record.steps[step].state = StepState::UndoFailed;
                     self.record.steps[step].error = Some(fault);
                 }
@@ -389,7 +410,7 @@ impl Run {
                 }
                 // Too large: what is for people only goes, and answers of a size that no step needs.
                 Err(StoreError::Refused(why)) if !stripped => {
-                    tracing::error!(job = %id, why, "a job's record is too large; its texts are left out");
+                    tracing::error!(why, "a job's record is too large; its texts are left out");
                     stripped = true;
                     self.record.params = serde_json::Value::Null;
                     self.record.result = None;
@@ -398,7 +419,7 @@ impl Run {
                 }
                 Err(error) => {
                     if !told {
-                        tracing::error!(job = %self.record.id, %error, "a job's record cannot be written; trying on");
+                        tracing::error!(%error, "a job's record cannot be written; trying on");
                         told = true;
                     }
                     if self.engine.0.halt.is_cancelled() {

@@ -4,6 +4,7 @@ mod accepting;
 mod children;
 mod crashing;
 mod ending;
+mod figures;
 mod recurring;
 mod running;
 mod support;

@@ -9,7 +9,9 @@ use super::dhcp::Dhcp;
 use super::netlink::{Counts, DEADLINE, Netlink, RECEIVE_BUFFER, ring_on_notices};
 use super::owners::Files;
 use super::place::Place;
-use super::{Changed, Kernel, KernelError, Link, LinkFacts, LinkTraffic, Stopped, echo, ethtool, sysfs};
+use super::{
+    Changed, Figures, Kernel, KernelError, Link, LinkFacts, LinkTraffic, Stopped, echo, ethtool, sysfs,
+};
 use crate::model::network::{Change, Neighbour, NetworkView, Owner, Refused};
 use crate::model::{Bytes, IfName};
 use async_trait::async_trait;
@@ -22,6 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -38,6 +41,8 @@ const SYSFS: &str = "/sys/class/net";
 pub struct LinuxKernel {
     place: Place,
     netlink: Arc<Netlink>,
+    /// What all its bells have heard.
+    heard: Arc<Counts>,
     dhcp: Dhcp,
 }
 
@@ -57,7 +62,7 @@ impl LinuxKernel {
     }
 
     fn of(place: Place) -> Self {
-        Self { netlink: Arc::new(Netlink::new(place.clone())), place, dhcp: Dhcp::default() }
+        Self { netlink: Arc::new(Netlink::new(place.clone())), place, ..Self::default() }
     }
 
     /// With DHCP clients of other folders, and notes about them elsewhere.
@@ -197,7 +202,14 @@ impl Kernel for LinuxKernel {
     }
 
     fn observe(&self) -> mpsc::Receiver<Changed> {
-        self.observe_with(RECEIVE_BUFFER, Arc::default())
+        self.observe_with(RECEIVE_BUFFER, Arc::clone(&self.heard))
+    }
+
+    fn figures(&self) -> Option<Figures> {
+        let (messages, failures) = self.netlink.counts();
+        let (notices, overruns) =
+            (self.heard.notices.load(Ordering::Relaxed), self.heard.overruns.load(Ordering::Relaxed));
+        Some(Figures { messages, failures, notices, overruns })
     }
 }
 
@@ -291,7 +303,6 @@ fn prefix_length(mask: IpAddr) -> u8 {
 mod tests {
     use super::*;
     use crate::model::network::Kind;
-    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     #[tokio::test]

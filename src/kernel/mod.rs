@@ -107,4 +107,21 @@ pub trait Kernel: Send + Sync + 'static {
     /// A bell that rings after every change of links, addresses and routes, whoever made it. One that was late or lost
     /// some rings too: who hears it reads again.
     fn observe(&self) -> mpsc::Receiver<Changed>;
+    /// What went to and fro, for monitoring; a simulated one does not count.
+    fn figures(&self) -> Option<Figures> {
+        None
+    }
+}
+
+/// Counted since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Figures {
+    /// Questions and changes.
+    pub messages: u64,
+    /// Questions and changes that were refused or not answered.
+    pub failures: u64,
+    /// Notices heard of what changed.
+    pub notices: u64,
+    /// Times that the kernel had to drop notices.
+    pub overruns: u64,
 }

@@ -1,9 +1,11 @@
 //! Ids, names, addresses and sizes: types that cannot be wrong.
 //!
 //! A value of one of these types has been checked once, where it came in, and is not checked again. Each
-//! `parse` says in its error what is allowed. Nothing here does I/O or knows a domain. One thing here is no type of that
-//! kind: the bounded queue in which hints melt together ([`Observers`]), since drivers of every world need it.
+//! `parse` says in its error what is allowed. Nothing here does I/O or knows a domain. Three things here are no types of
+//! that kind, since rooms of every floor need them: the bounded queue in which hints melt together ([`Observers`]), the
+//! trace that a task works for ([`trace`]), and the counting of how long things took ([`Histogram`]).
 
+pub mod histogram;
 mod id;
 mod name;
 pub mod network;
@@ -11,13 +13,16 @@ mod observers;
 mod secret;
 mod size;
 mod time;
+pub mod trace;
 
+pub use histogram::Histogram;
 pub use id::{EventNumber, JobId, MigrationId, RepoId, VmId};
 pub use name::{BridgeName, IfName, Label, Mac, SafePath, Text, VmName};
 pub use observers::{Hint, Observers};
 pub use secret::Secret;
 pub use size::{Bytes, KiB, MiB};
 pub use time::Timestamp;
+pub use trace::TraceParent;
 
 /// A value that is not of its type: which type, what was wrong, and what is allowed. It never repeats more
 /// than a short, escaped piece of the input.

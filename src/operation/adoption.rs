@@ -197,7 +197,7 @@ impl Operations {
             match engine.submit(self.submission("host_boot", "agent", plan, options)).await {
                 Ok(job) => match engine.get(job).await {
                     Ok(Some(record)) if record.state.is_terminal() && self.boot() == Boot::New => {}
-                    _ => return tracing::debug!(%job, boot_id, "the host has booted anew"),
+                    _ => return tracing::debug!(job_id = %job, boot_id, "the host has booted anew"),
                 },
                 Err(error) => return tracing::warn!(%error, "the host's boot cannot be taken now"),
             }

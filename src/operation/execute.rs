@@ -128,8 +128,10 @@ impl Executor for Operations {
     fn ended(&self, job: &JobRecord, txn: &mut Txn) {
         self.moves.give_place_back(job.id);
         tracing::info!(
-            job = %job.id, verb = job.verb, caller = job.caller, outcome = job.state.as_str(),
-            fault = job.fault.as_ref().map(|f| f.name.as_str()), "job ended"
+            caller = job.caller,
+            outcome = job.state.as_str(),
+            fault = job.fault.as_ref().map(|f| f.name.as_str()),
+            "job ended"
         );
         for lock in job.locks.iter().filter(|lock| lock.mode == Mode::Exclusive) {
             // Whatever the job left behind: the observer compares it with the record once the lock is free.

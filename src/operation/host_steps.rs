@@ -178,7 +178,7 @@ impl Operations {
         if now != boot_id {
             return Ok(Outcome::done());
         }
-        tracing::warn!(job = %context.job, off, "the host goes down");
+        tracing::warn!(job_id = %context.job, off, "the host goes down");
         let ordered = if off { self.machine.power_off().await } else { self.machine.reboot().await };
         ordered.map_err(fault::machine)?;
         let mut outcome = Outcome::done();

@@ -322,7 +322,7 @@ impl Operations {
         for start in [self.save_file(id, ""), self.core_file(id, "")] {
             match self.files.list(&start).await {
                 Ok(found) => all.extend(found.into_iter().map(|one| one.file)),
-                Err(error) => tracing::warn!(vm = %id, %error, "a VM's files cannot be listed"),
+                Err(error) => tracing::warn!(vm_uuid = %id, %error, "a VM's files cannot be listed"),
             }
         }
         all

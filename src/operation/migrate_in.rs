@@ -334,7 +334,7 @@ impl Operations {
             return Err(JobFault::new("MIGRATION_FAILED", "the stream ended with the agent"));
         };
         let stall = Duration::from_secs(self.settings.migration.stall_s);
-        tracing::info!(%vm, migration = %id, phase = "receiving", "a VM is on its way in");
+        tracing::info!(vm_uuid = %vm, migration = %id, phase = "receiving", "a VM is on its way in");
         let (input, mut receiving) = migrate_stream::receive(stream, stall);
         let cut = receiving.cut();
         let arrived = {
@@ -356,7 +356,7 @@ impl Operations {
             }
             Err(fault) => {
                 receiving.answer(Answer::Refused(fault.to_string()), stall).await;
-                tracing::warn!(%vm, migration = %id, %fault, "a VM was not received");
+                tracing::warn!(vm_uuid = %vm, migration = %id, %fault, "a VM was not received");
                 Err(JobFault { no_effect: false, ..fault })
             }
         }
@@ -377,7 +377,7 @@ impl Operations {
         self.check_arrived(domid, document).await?;
         self.write_arrival(document, source, context).await?;
         let (vm, migration) = (document.record.id(), document.id);
-        tracing::info!(%vm, %migration, phase = "whole", "a VM is on its way in");
+        tracing::info!(vm_uuid = %vm, migration = %migration, phase = "whole", "a VM is on its way in");
         Ok(domid)
     }
 
@@ -523,7 +523,7 @@ impl Operations {
         let forget = self.hook(move |operations| {
             operations.moves.inner().arrivals.remove(&id);
             let phase = if committed { "taken over" } else { "given up" };
-            tracing::info!(%vm, migration = %id, phase, "a VM is on its way in");
+            tracing::info!(vm_uuid = %vm, migration = %id, phase, "a VM is on its way in");
         });
         outcome.then = Some(Box::new(move || {
             before.into_iter().chain(forget).for_each(|then| then());

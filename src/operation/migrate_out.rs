@@ -52,7 +52,7 @@ pub struct Going {
 impl Going {
     /// For the log: how far it has come.
     fn phase(&self, phase: &str) {
-        tracing::info!(vm = %self.vm, migration = %self.id, dest = self.dest, phase, "a VM is on its way out");
+        tracing::info!(vm_uuid = %self.vm, migration = %self.id, dest = self.dest, phase, "a VM is on its way out");
     }
 }
 
@@ -282,7 +282,7 @@ impl Operations {
         match link.call(&peer, "migration_state", params, CALL_LIMIT).await {
             Ok(answer) => serde_json::from_value(answer["state"].clone()).unwrap_or(There::Unknown),
             Err(error) => {
-                tracing::warn!(vm = %going.vm, peer = %peer.address, %error, "the target does not say what it has");
+                tracing::warn!(vm_uuid = %going.vm, peer = %peer.address, %error, "the target does not say what it has");
                 There::Unknown
             }
         }
@@ -342,7 +342,7 @@ impl Operations {
             match answer {
                 Ok(answer) => break answer["state"].as_str().unwrap_or("unknown").to_owned(),
                 Err(LinkError::Unreachable(why)) if Instant::now() < until => {
-                    tracing::warn!(vm = %going.vm, dest = going.dest, why, "the target is told again");
+                    tracing::warn!(vm_uuid = %going.vm, dest = going.dest, why, "the target is told again");
                     tokio::time::sleep(TELL_AGAIN).await;
                 }
                 Err(error) => {
@@ -402,7 +402,7 @@ impl Operations {
         if let (Some(peer), Ok(link)) = (self.peer_at(&going.dest), self.link()) {
             let params = vec![going.id.as_str(), going.vm.as_str()];
             if let Err(error) = link.call(&peer, "migration_abort", params, CALL_LIMIT).await {
-                tracing::debug!(vm = %going.vm, %error, "the target was not told that the migration is off");
+                tracing::debug!(vm_uuid = %going.vm, %error, "the target was not told that the migration is off");
             }
         }
         Ok(outcome)
@@ -439,7 +439,7 @@ impl Operations {
             return Err(JobFault::refusal("VM_STATE", format!("nothing is undecided about VM {vm} here")));
         };
         let going = Going { id: leaving.id, vm, dest: leaving.dest.clone() };
-        tracing::warn!(%vm, keep, caller = context.caller, "a human decides an undecided migration");
+        tracing::warn!(vm_uuid = %vm, keep, caller = context.caller, "a human decides an undecided migration");
         let domain = self.domain(vm).await?;
         // What still stands still when a human comes is let go on by nobody: that VM is off here.
         let ends = !keep || here(domain.as_ref()) == Here::StandsStill;

@@ -61,7 +61,7 @@ async fn look(operations: &Arc<Operations>, open: &mut Open) {
             }
             Ok(_) => submit(operations, "settle_migration", plan::settle_migration(going)).await,
             Err(error) => {
-                tracing::warn!(vm = %going.vm, %error, "an undecided migration cannot be looked at")
+                tracing::warn!(vm_uuid = %going.vm, %error, "an undecided migration cannot be looked at")
             }
         }
     }

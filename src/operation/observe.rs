@@ -258,8 +258,10 @@ impl Observer {
             let submission =
                 operations.submission("settle_vm", "agent", plan::settle_vm(vm), Options::default());
             match engine.submit(submission).await {
-                Ok(job) => tracing::info!(%vm, %job, "record and world disagree; settling"),
-                Err(error) => tracing::warn!(%vm, %error, "a VM cannot be settled now"),
+                Ok(job) => {
+                    tracing::info!(vm_uuid = %vm, job_id = %job, "record and world disagree; settling")
+                }
+                Err(error) => tracing::warn!(vm_uuid = %vm, %error, "a VM cannot be settled now"),
             }
             // Looked at again when the job has ended, in case it failed.
             self.dirty.insert(vm);

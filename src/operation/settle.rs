@@ -154,7 +154,7 @@ impl Operations {
             match self.dump_crashed(id, false, context).await {
                 Ok(noted) => outcome = noted.unwrap_or_default(),
                 Err(error) => {
-                    tracing::warn!(vm = %id, job = %context.job, %error, "the crashed domain's memory was not dumped");
+                    tracing::warn!(vm_uuid = %id, job_id = %context.job, %error, "the crashed domain's memory was not dumped");
                 }
             }
         }

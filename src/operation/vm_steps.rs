@@ -260,7 +260,7 @@ impl Operations {
         }
         if was_paused {
             if let Err(error) = self.toolstack.pause(domain.domid).await {
-                tracing::warn!(vm = %id, job = %context.job, %error, "a guest that was paused runs now");
+                tracing::warn!(vm_uuid = %id, job_id = %context.job, %error, "a guest that was paused runs now");
             }
             self.look(domain.domid).await;
         }
@@ -377,7 +377,7 @@ impl Operations {
         }
         let limit = Duration::from_secs(timeout_s);
         if !self.ask_to_end(domain.domid, Asked::Reboot, limit, context).await? {
-            tracing::warn!(vm = %id, job = %context.job, timeout_s, "guest ignores the reboot; its domain is ended");
+            tracing::warn!(vm_uuid = %id, job_id = %context.job, timeout_s, "guest ignores the reboot; its domain is ended");
         }
         Ok(Outcome::done())
     }

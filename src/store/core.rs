@@ -10,6 +10,7 @@ use super::engine::{Batch, Engine, TableBatch};
 use super::envelope;
 use super::table::{Op, Txn};
 use super::{Committed, Mode, StoreError};
+use crate::model::histogram::{CALL_BOUNDS, Histogram};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -226,6 +227,8 @@ pub(super) struct Core {
     numbers: Mutex<Numbers>,
     sequences: Mutex<HashMap<String, watch::Sender<u64>>>,
     pub mode: watch::Sender<Mode>,
+    /// From the call to the answer, of those that were written.
+    pub commits: Histogram,
 }
 
 impl Core {
@@ -235,6 +238,7 @@ impl Core {
             numbers: Mutex::new(numbers),
             sequences: Mutex::default(),
             mode: watch::Sender::new(mode),
+            commits: Histogram::new(CALL_BOUNDS),
         };
         core.publish(&core.numbers());
         core
@@ -242,6 +246,12 @@ impl Core {
 
     pub fn numbers(&self) -> MutexGuard<'_, Numbers> {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rows by table, unless a group is being written: that may take as long as the disk does.
+    pub fn rows_if_free(&self) -> Option<Vec<(String, u64)>> {
+        let numbers = self.numbers.try_lock().ok()?;
+        Some(numbers.tables.iter().map(|(name, head)| (name.clone(), head.rows)).collect())
     }
 
     pub fn read<T>(&self, read: impl FnOnce(&dyn Engine) -> Result<T, StoreError>) -> Result<T, StoreError> {

@@ -6,11 +6,12 @@ use super::envelope;
 use super::memory::MemoryEngine;
 use super::table::{Key, Table, Txn};
 use super::writer::Writer;
-use super::{Committed, Mode, StoreError};
+use super::{Committed, Figures, Mode, StoreError};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Reads of each kind (single rows; pages of scans) that may be on blocking threads at once. Two kinds, so that
@@ -108,6 +109,15 @@ impl Store {
     /// After [`StoreError::Io`] it may or may not be there; after any other error it is not. Dropping the
     /// future does not stop a transaction that was queued.
     pub async fn commit(&self, txn: Txn) -> Result<Committed, StoreError> {
+        let began = Instant::now();
+        let done = self.write(txn).await;
+        if done.is_ok() {
+            self.core.commits.observe(began.elapsed());
+        }
+        done
+    }
+
+    async fn write(&self, txn: Txn) -> Result<Committed, StoreError> {
         match &self.body {
             Body::Disk { writer, .. } => writer.commit(txn).await,
             Body::Memory { end } => {
@@ -206,6 +216,20 @@ impl Store {
     /// Follows the last number that an append in this table was given, as of the last commit.
     pub fn sequence(&self, table: &'static str) -> watch::Receiver<u64> {
         self.core.sequence(table)
+    }
+
+    /// For monitoring. Waits for nothing, also while the disk does not answer.
+    pub fn figures(&self) -> Figures {
+        let waiting = match &self.body {
+            Body::Memory { .. } => 0,
+            Body::Disk { writer, .. } => writer.waiting(),
+        };
+        Figures {
+            commits: self.core.commits.counted(),
+            waiting,
+            mode: self.core.mode.borrow().clone(),
+            rows: self.core.rows_if_free(),
+        }
     }
 
     pub fn mode(&self) -> watch::Receiver<Mode> {

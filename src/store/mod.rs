@@ -39,6 +39,7 @@ mod verify;
 mod witness;
 mod writer;
 
+use crate::model::histogram::Counted;
 pub use engine::Range;
 pub use handle::Store;
 pub use ledger::{LedgerDocument, restore_from_ledger};
@@ -98,6 +99,17 @@ pub enum Mode {
     ReadOnly {
         why: String,
     },
+}
+
+/// What monitoring asks of the store.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    pub commits: Counted,
+    /// Transactions that are queued or being written.
+    pub waiting: usize,
+    pub mode: Mode,
+    /// By table; `None` while a group is being written.
+    pub rows: Option<Vec<(String, u64)>>,
 }
 
 #[cfg(test)]

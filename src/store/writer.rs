@@ -78,6 +78,11 @@ impl Writer {
         answer.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Transactions that are queued or being written.
+    pub fn waiting(&self) -> usize {
+        QUEUE.saturating_sub(self.places.available_permits())
+    }
+
     fn send(&self, request: Request) -> Result<(), StoreError> {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         requests.send(request).map_err(|_| StoreError::Closed)

@@ -170,6 +170,20 @@ impl Registry {
         domains
     }
 
+    /// How many VMs are in each state.
+    pub fn states(&self) -> Vec<(VmState, u64)> {
+        let inner = self.read();
+        let mut counts: Vec<(VmState, u64)> = VmState::ALL.into_iter().map(|state| (state, 0)).collect();
+        for (id, (record, _)) in &inner.records {
+            let domain = inner.by_vm.get(id).and_then(|domid| inner.domains.get(domid));
+            let state = state_of(&record.intent, domain.map(|(info, _)| &**info));
+            if let Some((_, count)) = counts.iter_mut().find(|(one, _)| *one == state) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
     pub fn len(&self) -> usize {
         self.read().records.len()
     }

@@ -6,11 +6,12 @@
 //! requests are: the other end is a stranger too.
 
 use super::certificate::{Usage, accepts_fingerprint};
+use super::http::TRACEPARENT;
 use super::tls::{TlsError, TlsIdentity, provider};
 use super::upgrade::Stream;
 use super::{DecodeError, Fault, Value, decode_response, encode_call};
 use crate::config;
-use crate::model::Secret;
+use crate::model::{Secret, TraceParent};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -91,6 +92,7 @@ pub struct Client {
     target: Target,
     authorization: Option<HeaderValue>,
     host: HeaderValue,
+    trace: Option<HeaderValue>,
     limits: config::Wire,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
@@ -152,7 +154,12 @@ impl Client {
             max_values: MAX_ANSWER_VALUES,
             ..config::Wire::default()
         };
-        Self { target, authorization, host, limits, connection: None }
+        Self { target, authorization, host, trace: None, limits, connection: None }
+    }
+
+    /// What the calls from now on are done for: sent with each.
+    pub fn set_trace(&mut self, trace: Option<TraceParent>) {
+        self.trace = trace.and_then(|trace| HeaderValue::from_str(&trace.as_str()).ok());
     }
 
     /// One call, ended by `timeout` at the latest.
@@ -267,6 +274,9 @@ impl Client {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/xml"));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(trace) = &self.trace {
+            headers.insert(TRACEPARENT, trace.clone());
         }
         request
     }

@@ -14,11 +14,12 @@ use super::server::Shared;
 use super::upgrade::{self, Upgrading};
 use super::watch::{Phase, Watch};
 use super::{Answer, Call, Caller, Fault, Identity, Role, decode_call, encode_fault, encode_response};
+use crate::model::TraceParent;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -35,6 +36,9 @@ pub const FAULT_MALFORMED: i32 = -32700;
 pub const FAULT_TOO_BIG: i32 = -32500;
 /// The handler failed in a way that is our mistake.
 pub const FAULT_INTERNAL: i32 = -32603;
+
+/// The header that says what a request is done for.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A body longer than this is decoded where it holds up no other connection.
 const DECODE_INLINE_BYTES: usize = 128 * 1024;
@@ -72,6 +76,7 @@ pub(super) async fn serve(
         Ok(caller) => caller,
         Err(refusal) => return refused(refuse_caller(&shared, &peer, refusal)),
     };
+    let trace = trace_of(request.headers());
     watch.enter(Phase::Body);
     let body = match read_body(request.into_body(), shared.settings.max_body_bytes).await {
         Ok(body) => body,
@@ -79,7 +84,7 @@ pub(super) async fn serve(
     };
     watch.enter(Phase::Call);
     shared.metrics.calls.fetch_add(1, Ordering::Relaxed);
-    let chunks = match call(&shared, caller, body).await {
+    let chunks = match call(&shared, caller, trace, body).await {
         Ok(chunks) => chunks,
         Err(fault) => {
             shared.metrics.faults.fetch_add(1, Ordering::Relaxed);
@@ -176,6 +181,13 @@ async fn authenticate(shared: &Shared, peer: &Peer, headers: &HeaderMap) -> Resu
     Ok(caller(Identity::Password, role))
 }
 
+/// The one `traceparent` header, if it is of that form. Any other is as good as none, as the W3C asks.
+fn trace_of(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all(TRACEPARENT).iter();
+    let (Some(text), None) = (given.next(), given.next()) else { return None };
+    TraceParent::parse(text.to_str().ok()?).ok()
+}
+
 fn refuse_caller(shared: &Shared, peer: &Peer, refusal: Refusal) -> Refused {
     shared.metrics.unauthorized.fetch_add(1, Ordering::Relaxed);
     let address = peer.address.map(tracing::field::display);
@@ -215,7 +227,12 @@ async fn read_body(mut body: Incoming, max_bytes: usize) -> Result<Bytes, Refuse
     Ok(whole.freeze())
 }
 
-async fn call(shared: &Arc<Shared>, caller: Caller, body: Bytes) -> Result<Vec<Bytes>, Fault> {
+async fn call(
+    shared: &Arc<Shared>,
+    caller: Caller,
+    trace: Option<TraceParent>,
+    body: Bytes,
+) -> Result<Vec<Bytes>, Fault> {
     let decoded = if body.len() <= DECODE_INLINE_BYTES {
         decode_call(&body, &shared.settings)
     } else {
@@ -228,7 +245,8 @@ async fn call(shared: &Arc<Shared>, caller: Caller, body: Bytes) -> Result<Vec<B
     let name = method.clone();
     // A panic is a mistake of ours in one verb; the other callers are not to suffer for it. Inside the future,
     // because a handler may also panic before it has made one.
-    let answering = AssertUnwindSafe(async { shared.handler.call(Call { method, params, caller }).await });
+    let answering =
+        AssertUnwindSafe(async { shared.handler.call(Call { method, params, caller, trace }).await });
     let answer: Answer = match answering.catch_unwind().await {
         Ok(answer) => answer?,
         Err(_) => {

@@ -46,6 +46,7 @@ pub use server::{Metrics, Server, ServerConfig};
 pub use tls::{TlsError, TlsIdentity, TlsState};
 pub use upgrade::{Stream, Taker, Upgrades};
 
+use crate::model::TraceParent;
 use futures_util::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -110,6 +111,8 @@ pub struct Call {
     pub method: String,
     pub params: Vec<Value>,
     pub caller: Caller,
+    /// What the caller says it calls for. Nothing is decided by it.
+    pub trace: Option<TraceParent>,
 }
 
 /// A `<value>…</value>` element, encoded once and sent many times.

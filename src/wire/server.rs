@@ -166,6 +166,12 @@ impl Server {
         self.shared.slots.open()
     }
 
+    /// As [`Server::open_connections`], for whoever asks again and again.
+    pub fn connection_counter(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+        let slots = self.shared.slots.clone();
+        move || slots.open()
+    }
+
     /// Accepts no more, closes connections on which nothing is under way (new ones a moment later, since their
     /// first call may be on its way), and waits for calls under way. What
     /// is still open after `patience` is cut; says how many those were.

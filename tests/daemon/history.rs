@@ -54,6 +54,7 @@ fn ended(id: u64, vm: VmId) -> JobRecord {
         ended: Some(at),
         deadline: Timestamp(at.0 + 3_600_000),
         parent: None,
+        trace: None,
         children: Vec::new(),
         idempotency_key: None,
         recurring: None,

@@ -20,3 +20,4 @@ mod secrets;
 mod stop;
 mod store;
 mod support;
+mod trace;

@@ -2,6 +2,7 @@
 
 use super::support::*;
 use crate::job::{JobState, LockWant, SubmitError};
+use crate::model::TraceParent;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -22,6 +23,22 @@ async fn a_child_runs_under_its_parents_locks_and_in_its_place() {
     let [child] = record.children[..] else { panic!("{record:?}") };
     let child = life.end(child).await;
     assert_eq!((child.state, child.parent), (JobState::Succeeded, Some(record.id)));
+    life.assert_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_works_for_what_its_parent_does_also_after_a_crash() {
+    let life = Life::new().await;
+    let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").ok();
+    let child = child_on("vm/a", "child", Act::Wait { ms: 1000 });
+    let mut parent = on("vm/a", &[("wait", Act::Wait { ms: 1000 }), ("parent", calls("k", child))]);
+    parent.options.trace = trace;
+    let parent = life.submit(parent).await;
+    ms(500).await;
+    let life = life.crash_and_restart().await;
+    let record = life.end(parent).await;
+    let [child] = record.children[..] else { panic!("{record:?}") };
+    assert_eq!((record.trace, life.end(child).await.trace), (trace, trace));
     life.assert_idle().await;
 }
 

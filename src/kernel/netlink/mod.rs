@@ -22,6 +22,7 @@ use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, oneshot};
 
@@ -43,6 +44,8 @@ type Message = NetlinkMessage<RouteNetlinkMessage>;
 pub(super) struct Netlink {
     place: Place,
     socket: Mutex<Option<Open>>,
+    asked: AtomicU64,
+    failed: AtomicU64,
 }
 
 /// An open socket, and the runtime of the thread that it lives on.
@@ -72,7 +75,12 @@ struct Refusal {
 
 impl Netlink {
     pub(super) fn new(place: Place) -> Self {
-        Self { place, socket: Mutex::default() }
+        Self { place, ..Self::default() }
+    }
+
+    /// Questions and changes so far, and those that were refused or not answered.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.asked.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }
 
     /// The open socket, or a new one.
@@ -104,6 +112,14 @@ impl Netlink {
 
     /// One message and all its answers. An answer that did not come whole closes the socket.
     async fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answers, KernelError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let answers = self.ask_and_wait(message, flags).await;
+        let failed = answers.as_ref().map_or(true, |answers| answers.error.is_some());
+        self.failed.fetch_add(u64::from(failed), Ordering::Relaxed);
+        answers
+    }
+
+    async fn ask_and_wait(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Answers, KernelError> {
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | flags;
         let asked = async {

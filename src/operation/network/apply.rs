@@ -150,7 +150,7 @@ impl Operations {
         if reached {
             self.verify_reach(open, context).await?;
         }
-        tracing::info!(job = %context.job, changes = done, "the network was changed");
+        tracing::info!(job_id = %context.job, changes = done, "the network was changed");
         Ok(())
     }
 

@@ -212,7 +212,7 @@ impl Look {
         let plan = super::boot::restore();
         let submission = operations.submission("network_restore", "agent", plan, JobOptions::default());
         match engine.submit(submission).await {
-            Ok(job) => tracing::warn!(%job, is_blocked, "the network is brought back once more"),
+            Ok(job) => tracing::warn!(job_id = %job, is_blocked, "the network is brought back once more"),
             Err(error) => tracing::error!(%error, "the network cannot be brought back now"),
         }
     }

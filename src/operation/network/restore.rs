@@ -107,8 +107,10 @@ impl Operations {
         let snapshot = (!self.has_rebooted(open).await.unwrap_or(true)).then_some(&open.snapshot);
         match self.once(declared, snapshot, &scope).await {
             Ok(None) => {}
-            Ok(Some(left)) => tracing::warn!(job = %open.job, left, "not all of a change went back at once"),
-            Err(error) => tracing::warn!(job = %open.job, %error, "a change did not go back at once"),
+            Ok(Some(left)) => {
+                tracing::warn!(job_id = %open.job, left, "not all of a change went back at once")
+            }
+            Err(error) => tracing::warn!(job_id = %open.job, %error, "a change did not go back at once"),
         }
     }
 
@@ -181,7 +183,7 @@ impl Operations {
         let plan = super::discover::discover(told, Some(open.job));
         let submission = self.submission("network_discover", "agent", plan, JobOptions::default());
         if let Err(fault) = context.child("discover", submission).await {
-            tracing::warn!(job = %context.job, %fault, "the network was not discovered after a failure");
+            tracing::warn!(job_id = %context.job, %fault, "the network was not discovered after a failure");
         }
     }
 

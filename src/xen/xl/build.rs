@@ -152,7 +152,7 @@ impl Xl {
         why: NotBuilt,
     ) -> ToolstackError {
         if let Err(left) = self.destroy_new(config.vm, before).await {
-            tracing::warn!(vm = %config.vm, ?why, %left, "what a failed build has left cannot be destroyed");
+            tracing::warn!(vm_uuid = %config.vm, ?why, %left, "what a failed build has left cannot be destroyed");
             return ToolstackError::Timeout;
         }
         match why {
@@ -198,7 +198,7 @@ impl Xl {
         for (vm, path) in left {
             let never_ran = |line: &&super::read::Line| line.vm == vm && line.state == RunState::Paused;
             if let (Some(vm), Some(line)) = (vm, lines.iter().find(never_ran)) {
-                tracing::warn!(%vm, domid = line.domid.0, "a domain in the making was left behind; it is destroyed");
+                tracing::warn!(vm_uuid = %vm, domid = line.domid.0, "a domain in the making was left behind; it is destroyed");
                 self.end(line.domid).await?;
             }
             let _ = std::fs::remove_file(path);

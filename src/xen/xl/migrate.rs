@@ -221,7 +221,7 @@ impl Xl {
             (Ok(domid), _) => Ok(domid),
             (Err(error), Some(vm)) => {
                 if let Err(left) = self.destroy_new(vm, &before).await {
-                    tracing::warn!(%vm, %error, %left, "what was received of a domain cannot be destroyed");
+                    tracing::warn!(vm_uuid = %vm, %error, %left, "what was received of a domain cannot be destroyed");
                     return Err(ToolstackError::Timeout);
                 }
                 Err(error)
