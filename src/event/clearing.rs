@@ -1,7 +1,7 @@
 //! Which alerts are open, and which of them an event clears. Pure: fed with the events in the order of their numbers.
 //!
-//! It keeps nothing on disk. Whoever feeds it begins with the oldest event that is kept and acknowledges what it is told;
-//! after a death the same events lead to the same answers, less those that were acknowledged before.
+//! It keeps nothing on disk. Whoever feeds it acknowledges what it is told; fed once more with the same events (or with
+//! those that were open at some number, and all behind it), it gives the same answers, less those that were acknowledged.
 
 use super::catalogue::{self, Kind, kind};
 use super::{Event, Severity};
@@ -34,6 +34,11 @@ impl Clearing {
     /// Open alerts by severity: info (of which there are none), warning, error, critical.
     pub fn counts(&self) -> [u64; 4] {
         self.counts
+    }
+
+    /// Those that are open, in order.
+    pub fn numbers(&self) -> Vec<EventNumber> {
+        self.open.keys().copied().collect()
     }
 
     /// The next event. Answers the alerts that it clears, which are open no more.

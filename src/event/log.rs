@@ -8,6 +8,7 @@ use crate::config;
 use crate::model::{EventNumber, JobId, Timestamp};
 use crate::store::{Key, Range, Store, StoreError, Table, Txn};
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,20 @@ pub const TABLE: &str = EVENTS.name;
 
 /// The stream's name. In no ledger: a store that is made anew has another.
 const STREAM: Table<String> = Table::new("event_stream", 1);
-const STREAM_KEY: &str = "stream";
+/// Of the tables that have one row.
+const ONLY_KEY: &str = "only";
+
+/// What the keeper knows of the events up to a number: what they clear is acknowledged, and these alerts are open.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    up_to: EventNumber,
+    open: Vec<EventNumber>,
+}
+
+const NOTE: Table<Note> = Table::new("event_note", 1);
+
+/// A store without a note is an older agent's: of its alerts, only those of so many events clear themselves.
+const WITHOUT_NOTE: u64 = 10_000;
 
 /// The log. Clones are the same log.
 #[derive(Clone)]
@@ -54,7 +68,7 @@ pub(super) struct Absorbed {
 
 impl Log {
     pub async fn open(store: Store, settings: &config::Events) -> Result<Self, StoreError> {
-        let stream = match store.get(&STREAM, STREAM_KEY).await? {
+        let stream = match store.get(&STREAM, ONLY_KEY).await? {
             Some(stream) => stream,
             None => new_stream(&store).await?,
         };
@@ -252,9 +266,32 @@ impl Log {
         kept > self.inner.history.saturating_mul(2)
     }
 
-    /// Where whoever looks at all that is to be kept begins.
-    pub(super) fn beginning(&self) -> EventNumber {
-        EventNumber(self.last().0.saturating_sub(self.inner.history))
+    /// Takes up what an earlier life noted. Where to follow from, what is cleared by now, and whether there was a note.
+    pub(super) async fn recall(&self) -> Result<(Absorbed, bool), StoreError> {
+        let note = self.inner.store.get(&NOTE, ONLY_KEY).await?;
+        let is_noted = note.is_some();
+        let note = note.unwrap_or_else(|| Note {
+            up_to: EventNumber(self.last().0.saturating_sub(WITHOUT_NOTE)),
+            open: Vec::new(),
+        });
+        let mut cleared = Vec::new();
+        for some in note.open.chunks(256) {
+            let _rows = self.inner.rows.lock().await;
+            for number in some {
+                if let Some(event) = self.inner.store.get(&EVENTS, number).await? {
+                    let by = self.clearing().take(*number, &event);
+                    cleared.extend(by.into_iter().map(|alert| (alert, event.kind.clone())));
+                }
+            }
+        }
+        Ok((Absorbed { last: note.up_to, cleared }, is_noted))
+    }
+
+    /// Notes that all up to there is followed, and acknowledged.
+    pub(super) async fn note(&self, up_to: EventNumber) -> Result<(), StoreError> {
+        let mut txn = Txn::new();
+        txn.put(&NOTE, ONLY_KEY, &Note { up_to, open: self.clearing().numbers() });
+        self.inner.store.commit(txn).await.map(drop)
     }
 
     /// The next page for the keeper. No row of it is acknowledged or pruned between its reading and its counting.
@@ -297,7 +334,7 @@ async fn new_stream(store: &Store) -> Result<String, StoreError> {
     random.fill(&mut bytes).map_err(|_| StoreError::Io("the system gives no random bytes".to_owned()))?;
     let stream = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut txn = Txn::essential();
-    txn.put(&STREAM, STREAM_KEY, &stream);
+    txn.put(&STREAM, ONLY_KEY, &stream);
     match store.commit(txn).await {
         Ok(_) | Err(StoreError::ReadOnly(_)) => Ok(stream),
         Err(error) => Err(error),

@@ -41,8 +41,8 @@ fn page() -> String {
          An event is shown only when it is on disk for good: no crash gives its number to another.\n\n\
          ## Alerts\n\n\
          An event of severity `warning` or above is an alert, open until it is acknowledged: by hand, or by the agent when \
-         an event comes that clears it (`acknowledged_by` is `agent: <type>` then). Both are events of the same object. At each \
-         start the agent looks at all events that are kept, so an acknowledgement that its death prevented is made up for. Of \
+         an event comes that clears it (`acknowledged_by` is `agent: <type>` then). Both are events of the same object. An \
+         acknowledgement that the agent's death prevented is made up for at its next start. Of \
          more than {open} open alerts the oldest are left to a hand.\n\n\
          ## Damping\n\n\
          Of types with an entry in the column *damped with*, {pass} events of one object pass within {window} s; all types of one \

@@ -278,6 +278,25 @@ async fn a_guest_that_crashed_while_the_agent_was_dead_is_started_again_once_als
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_domain_that_goes_on_after_it_stood_still_for_long_is_told_and_the_alert_is_over() {
+    let host = Host::new();
+    let life = Life::begin(&host).await;
+    let vm = life.started("web").await;
+    let domid = host.domain(vm).await.unwrap().domid.0;
+    let somebody = host.world.another_client();
+    somebody.call(Request::Export { domid }, Duration::from_secs(1)).await.unwrap();
+    seconds(100.0).await;
+    assert_eq!(life.events("vm.stands_still").await[0].acknowledged, None);
+    somebody.call(Request::EndExport { domid, gone: false }, Duration::from_secs(1)).await.unwrap();
+    seconds(100.0).await;
+    assert_eq!(life.events("vm.goes_on").await.len(), 1);
+    let told = life.events("vm.stands_still").await.remove(0);
+    assert_eq!(told.acknowledged.unwrap().by, "agent: vm.goes_on");
+    life.quiet().await;
+    life.assert_agreement(&host).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_domain_that_stands_still_for_a_save_of_somebody_elses_is_not_taken_from_him() {
     let host = Host::new();
     let life = Life::begin(&host).await;
