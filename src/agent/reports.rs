@@ -86,8 +86,8 @@ pub(super) fn newest(reports: &Reports, operations: &Arc<Operations>) -> Newest 
     }
 }
 
-fn delivery((stream, status, newest): (Stream, Status, u64)) -> Delivery {
-    // Samples are numbered by their time: how far behind they are is told in milliseconds by that.
+fn delivery((stream, status): (Stream, Status)) -> Delivery {
+    // Samples are numbered by their time in ms.
     let number = |number: u64| match stream {
         Stream::Events => number,
         Stream::Statistics => sample_time(number).0,
@@ -96,7 +96,7 @@ fn delivery((stream, status, newest): (Stream, Status, u64)) -> Delivery {
     Delivery {
         stream: stream.as_str(),
         last_number: number(status.number),
-        behind: number(newest).saturating_sub(number(status.number)),
+        behind: status.behind,
         failures: status.failed,
         since_ok,
     }

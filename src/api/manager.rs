@@ -117,21 +117,17 @@ fn manager_status<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFutur
             ("since", text(owner.map_or_else(String::new, |owner| owner.since.to_string()))),
             ("certificate", text(pin.map_or("", |pin| pin.fingerprint.as_str()))),
             ("statistic_interval_s", int(record.statistic_interval_s)),
-            (
-                "streams",
-                Value::Array(streams.iter().map(|(s, told, newest)| stream(*s, told, *newest)).collect()),
-            ),
+            ("streams", Value::Array(streams.iter().map(|(s, told)| stream(*s, told)).collect())),
         ])
         .into())
     }
     .boxed()
 }
 
-fn stream(stream: Stream, status: &Status, newest: u64) -> Value {
+fn stream(stream: Stream, status: &Status) -> Value {
     let time =
         |time: Option<crate::model::Timestamp>| text(time.map_or_else(String::new, |at| at.to_string()));
-    // Statistics are numbered by their time; how many of them wait is told by no difference.
-    let behind = (stream == Stream::Events).then(|| int(newest.saturating_sub(status.number)));
+    // Statistics are numbered by their time.
     let number = |number: u64| match stream {
         Stream::Events => int(number),
         Stream::Statistics => time((number > 0).then(|| crate::manager::sample_time(number))),
@@ -142,8 +138,8 @@ fn stream(stream: Stream, status: &Status, newest: u64) -> Value {
         ("state", text(status.state.as_str())),
         ("url", text(&status.url)),
         ("taken", number(status.number)),
-        ("newest", number(newest)),
-        ("behind", or_nil(behind)),
+        ("newest", number(status.newest)),
+        ("behind", int(status.behind)),
         ("items", int(status.items)),
         ("batches", int(status.batches)),
         ("failed", int(status.failed)),

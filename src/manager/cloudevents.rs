@@ -152,7 +152,7 @@ impl<'a> Body<'a> {
             time: event.time.to_string(),
             sequence: Some(number.0.to_string()),
             severity: Some(event.severity.as_str()),
-            traceparent: None,
+            traceparent: event.trace.as_deref(),
             datacontenttype: "application/json",
             data: EventData {
                 number: number.0,

@@ -6,6 +6,8 @@ use crate::store::{Store, StoreError, Table, Txn};
 use serde::{Deserialize, Serialize};
 
 const CURSORS: Table<Cursor> = Table::new("delivery", 1);
+/// By `host:port`.
+const LEARNED: Table<Learned> = Table::new("delivery_pin", 1);
 
 /// The row of one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,9 +20,6 @@ pub struct Cursor {
     /// What was told of a trouble that is not over.
     #[serde(default)]
     pub told: Told,
-    /// SHA-256 of the certificate that was seen first, of a manager that gave none; and the URL it was seen at.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub learned: Option<Learned>,
 }
 
 /// A trouble with the manager; the worse one is told after the other, never before.
@@ -33,15 +32,33 @@ pub enum Told {
     Refused,
 }
 
+/// The certificate that a manager showed first which gave none: both streams hold to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Learned {
     pub sha256: String,
-    pub url: String,
+    pub manager: String,
+    pub since: Timestamp,
+}
+
+impl Learned {
+    /// Of the place `host:port` that this manager gave.
+    pub(super) async fn load(
+        store: &Store,
+        place: &str,
+        (manager, since): (&str, Timestamp),
+    ) -> Result<Option<Self>, StoreError> {
+        let known = store.get(&LEARNED, place).await?;
+        Ok(known.filter(|known| known.manager == manager && known.since == since))
+    }
+
+    pub(super) fn put(&self, txn: &mut Txn, place: &str) {
+        txn.put(&LEARNED, place, self);
+    }
 }
 
 impl Cursor {
     pub(super) fn new(manager: &str, since: Timestamp, number: u64) -> Self {
-        Self { manager: manager.to_owned(), since, number, told: Told::Nothing, learned: None }
+        Self { manager: manager.to_owned(), since, number, told: Told::Nothing }
     }
 
     pub(super) async fn load(store: &Store, stream: Stream) -> Result<Option<Self>, StoreError> {

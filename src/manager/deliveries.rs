@@ -1,7 +1,7 @@
 //! Both streams together, as the rest of the house sees them.
 
 use super::cloudevents::{self, Body};
-use super::runner::{Runner, Status};
+use super::runner::{Runner, State, Status};
 use super::source::{Source, Stream};
 use super::target::Target;
 use crate::config;
@@ -136,10 +136,14 @@ impl Deliveries {
         self.targets.borrow().clone()
     }
 
-    /// Each stream's state, and the number of its newest item.
-    pub fn status(&self) -> Vec<(Stream, Status, u64)> {
-        let told = |line: &Line| line.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.lines.iter().map(|line| (line.stream, told(line), line.source.newest())).collect()
+    /// Each stream's state.
+    pub fn status(&self) -> Vec<(Stream, Status)> {
+        let told = |line: &Line| {
+            let status = line.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let behind = if status.state == State::Unset { 0 } else { line.source.behind(status.number) };
+            Status { newest: line.source.newest(), behind, ..status }
+        };
+        self.lines.iter().map(|line| (line.stream, told(line))).collect()
     }
 
     /// A stream that waits tries at once.

@@ -44,7 +44,10 @@ impl EventSource {
                 tokio::task::yield_now().await;
             }
         }
-        Batch { body: body.finish(), last, items, gap, trace: None }
+        let mut traces = page.events.iter().take(items).map(|(_, event)| event.trace.as_deref());
+        let first = traces.next().flatten();
+        let trace = first.filter(|first| traces.all(|trace| trace == Some(*first))).map(str::to_owned);
+        Batch { body: body.finish(), last, items, gap, trace }
     }
 }
 
@@ -68,6 +71,10 @@ impl Source for EventSource {
 
     fn newest(&self) -> u64 {
         self.log.last().0
+    }
+
+    fn behind(&self, after: u64) -> u64 {
+        self.newest().saturating_sub(after)
     }
 
     /// The number before the first event of that time or later. Numbers and times rise together, so it is found by

@@ -8,7 +8,7 @@ use super::cursor::{Cursor, Learned, Told};
 use super::deliveries::{Carrier, Parts};
 use super::pace::Pace;
 use super::source::{Batch, Gap, Source, SourceError, Stream};
-use super::target::{Seen, Target};
+use super::target::{Place, Seen, Target};
 use crate::event::{Event, Kind, kind};
 use crate::model::Timestamp;
 use crate::store::{StoreError, Txn};
@@ -68,6 +68,9 @@ pub struct Status {
     pub last_ok: Option<Timestamp>,
     pub last_error: String,
     pub next_try: Option<Timestamp>,
+    /// The number of the newest item, and how many wait.
+    pub newest: u64,
+    pub behind: u64,
     /// Gap records that were taken, and the last one of them.
     pub gaps: u64,
     pub last_gap: Option<Gap>,
@@ -153,9 +156,8 @@ impl Runner {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    async fn publish(&self, event: Event, cursor: &Cursor) -> Result<(), StoreError> {
+    async fn publish(&self, event: Event, cursor: &Cursor, mut txn: Txn) -> Result<(), StoreError> {
         *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.clone());
-        let mut txn = Txn::new();
         cursor.put(&mut txn, self.stream);
         self.parts.log.publish_with(&event, txn).await.map(drop)
     }
@@ -178,12 +180,10 @@ impl<'a> Delivery<'a> {
                 cursor
             }
         };
-        let learned = cursor.learned.as_ref().map(|learned| learned.sha256.clone());
         runner.tell(|status| {
             status.state = State::Idle;
             url.clone_into(&mut status.url);
             status.number = cursor.number;
-            status.learned = learned;
         });
         let (pace, saved) = (Pace::default(), None);
         Ok(Self { runner, target, url, cursor, pace, save_at: None, saved, failing_since: None })
@@ -192,10 +192,16 @@ impl<'a> Delivery<'a> {
     /// Ends only for a trouble of our own.
     async fn go(&mut self) {
         loop {
-            let learned = self.cursor.learned.as_ref().filter(|learned| learned.url == self.url);
-            let learned = learned.map(|learned| learned.sha256.as_str());
+            let learned = match self.learned().await {
+                Ok(learned) => learned.map(|learned| learned.sha256),
+                Err(error) => {
+                    tracing::warn!(stream = self.runner.stream.as_str(), %error, "delivery pauses");
+                    return;
+                }
+            };
+            self.runner.tell(|status| status.learned.clone_from(&learned));
             let settings = &self.runner.parts.settings;
-            let opened = match self.target.destination(self.url, settings, learned) {
+            let opened = match self.target.destination(self.url, settings, learned.as_deref()) {
                 Ok((destination, seen)) => match self.runner.parts.connect.open(destination) {
                     Ok(carrier) => Ok((carrier, seen)),
                     Err(error) => Err(error.to_string()),
@@ -333,7 +339,7 @@ impl<'a> Delivery<'a> {
         if self.cursor.told != Told::Nothing {
             self.cursor.told = Told::Nothing;
             let event = self.event(kind::MANAGER_REACHABLE, "the manager takes what is sent again");
-            self.runner.publish(event, &self.cursor).await.map_err(own)?;
+            self.runner.publish(event, &self.cursor, Txn::new()).await.map_err(own)?;
             (self.save_at, self.saved) = (None, Some(Instant::now()));
             return Ok(());
         }
@@ -376,7 +382,7 @@ impl<'a> Delivery<'a> {
                 false => self.event(kind::MANAGER_UNREACHABLE, &text),
             };
             tracing::warn!(stream = self.runner.stream.as_str(), url = self.url, %error, "the manager is not reached");
-            self.runner.publish(event, &self.cursor).await.map_err(own)?;
+            self.runner.publish(event, &self.cursor, Txn::new()).await.map_err(own)?;
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -385,18 +391,31 @@ impl<'a> Delivery<'a> {
         Ok(too_much)
     }
 
-    /// The certificate that was seen at the first connection is the only one from now on.
+    fn place(&self) -> String {
+        Place::parse(self.url).map(|place| place.authority()).unwrap_or_default()
+    }
+
+    async fn learned(&self) -> Result<Option<Learned>, SourceError> {
+        let owner = (self.target.manager.as_str(), self.target.since);
+        Learned::load(&self.runner.parts.store, &self.place(), owner).await.map_err(own)
+    }
+
+    /// The certificate that was seen at the first connection is the only one from now on, unless the other stream has
+    /// seen one before.
     async fn learn(&mut self, seen: &Seen) -> Result<(), SourceError> {
         let Some(sha256) = seen.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return Ok(()) };
+        if self.learned().await?.is_some() {
+            return Ok(());
+        }
         let text = format!(
             "the manager gave no certificate; the one seen at {} is pinned from now on: SHA-256 {sha256}",
             self.url
         );
-        self.cursor.learned = Some(Learned { sha256: sha256.clone(), url: self.url.to_owned() });
+        let learned = Learned { sha256, manager: self.target.manager.clone(), since: self.target.since };
+        let mut txn = Txn::new();
+        learned.put(&mut txn, &self.place());
         let event = self.event(kind::MANAGER_CERTIFICATE_LEARNED, &text);
-        self.runner.publish(event, &self.cursor).await.map_err(own)?;
-        self.runner.tell(|status| status.learned = Some(sha256));
-        Ok(())
+        self.runner.publish(event, &self.cursor, txn).await.map_err(own)
     }
 
     fn event(&self, kind: Kind, text: &str) -> Event {

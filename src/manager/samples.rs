@@ -201,6 +201,12 @@ impl Source for SampleSource {
         *self.outbox.newest.borrow()
     }
 
+    fn behind(&self, after: u64) -> u64 {
+        let waiting = self.outbox.lock();
+        let count = waiting.samples.iter().filter(|sample| whole(sample.at_ms) > after).count();
+        u64::try_from(count).unwrap_or(u64::MAX)
+    }
+
     /// From now on: what was measured before belonged to nobody.
     fn start(&self, since: Timestamp) -> BoxFuture<'_, Result<u64, SourceError>> {
         let begin = self.newest().max(whole(since.0.saturating_sub(1)));

@@ -60,6 +60,9 @@ pub trait Source: Send + Sync + 'static {
     /// The number of the newest item.
     fn newest(&self) -> u64;
 
+    /// How many wait behind a number.
+    fn behind(&self, after: u64) -> u64;
+
     /// Where a manager begins that has taken nothing yet and owns us since then.
     fn start(&self, since: crate::model::Timestamp) -> BoxFuture<'_, Result<u64, SourceError>>;
 }

@@ -86,6 +86,13 @@ impl Place {
     }
 }
 
+impl Place {
+    /// `host:port`
+    pub(super) fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
 /// Where the certificate is left that was seen at a first connection to a manager without a pin.
 pub(super) type Seen = Arc<Mutex<Option<String>>>;
 

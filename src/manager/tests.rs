@@ -192,7 +192,7 @@ impl Agent {
     async fn all_taken(&self) {
         for _ in 0..100_000 {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let taken = |(_, status, newest): &(Stream, Status, u64)| status.number >= *newest;
+            let taken = |(_, status): &(Stream, Status)| status.behind == 0;
             if self.deliveries.status().iter().all(taken) {
                 return;
             }
