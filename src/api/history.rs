@@ -116,7 +116,7 @@ fn unit(metric: MetricId) -> String {
 
 fn stats_list<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {
     async move {
-        let Some(given) = arguments.opt_text("object").filter(|given| !given.is_empty()) else {
+        let Some(given) = arguments.opt_text("object") else {
             let objects = ask(api, History::objects).await?;
             return Ok(texts(objects).into());
         };

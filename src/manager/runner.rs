@@ -239,52 +239,39 @@ impl<'a> Delivery<'a> {
         mut seen: Option<Seen>,
     ) -> Result<(), SourceError> {
         let source = Arc::clone(&self.runner.source);
+        let patience = Duration::from_millis(self.runner.parts.settings.post_timeout_ms);
         let mut fetch = source.next(self.cursor.number, self.pace.limit());
-        let mut again: Option<Batch> = None;
         loop {
-            let batch = match again.take() {
-                Some(batch) => batch,
-                None => self.wait(&mut fetch).await?,
-            };
+            let batch = self.wait(&mut fetch).await?;
             self.runner.tell(|status| status.state = State::Sending);
+            // Read while this one is on its way, and once, however often this one is sent.
             fetch = source.next(batch.last, self.pace.limit());
             let mut ready = None;
-            let outcome = {
-                let patience = Duration::from_millis(self.runner.parts.settings.post_timeout_ms);
-                let posting = carrier.post(
-                    cloudevents::CONTENT_TYPE,
-                    batch.trace.as_deref(),
-                    batch.body.clone(),
-                    patience,
-                );
-                tokio::pin!(posting);
-                loop {
-                    tokio::select! {
-                        outcome = &mut posting => break outcome,
-                        read = &mut fetch, if ready.is_none() => ready = Some(read),
+            let taken = loop {
+                let trace = batch.trace.as_deref();
+                let posting = carrier.post(cloudevents::CONTENT_TYPE, trace, batch.body.clone(), patience);
+                match beside(posting, &mut fetch, &mut ready).await {
+                    Ok(()) => break true,
+                    Err(error) => {
+                        if self.failed(&error, batch.items).await? || batch.gap.is_some() {
+                            break false;
+                        }
                     }
                 }
             };
-            match outcome {
-                Ok(()) => {
-                    let more = ready.is_some();
-                    if let Some(read) = ready {
-                        fetch = std::future::ready(read).boxed();
-                    }
-                    self.taken(&batch, more).await?;
-                    if let Some(seen) = seen.take() {
-                        self.learn(&seen).await?;
-                        return Ok(());
-                    }
-                }
-                Err(error) => {
-                    if self.failed(&error, batch.items).await? || batch.gap.is_some() {
-                        // Less at once; or a gap, which may have grown meanwhile and is told once.
-                        fetch = source.next(self.cursor.number, self.pace.limit());
-                    } else {
-                        again = Some(batch);
-                    }
-                }
+            if !taken {
+                // Less at once; or a gap, which may have grown meanwhile and is told once.
+                fetch = source.next(self.cursor.number, self.pace.limit());
+                continue;
+            }
+            let more = ready.is_some();
+            if let Some(read) = ready {
+                fetch = std::future::ready(read).boxed();
+            }
+            self.taken(&batch, more).await?;
+            if let Some(seen) = seen.take() {
+                self.learn(&seen).await?;
+                return Ok(());
             }
         }
     }
@@ -420,6 +407,21 @@ impl<'a> Delivery<'a> {
 
     fn event(&self, kind: Kind, text: &str) -> Event {
         Event::new(kind, format!("manager/{}", self.runner.stream.as_str()), text)
+    }
+}
+
+/// Posts, and meanwhile reads what comes next, if that is not read yet.
+async fn beside(
+    posting: impl Future<Output = Result<(), PostError>>,
+    fetch: &mut Fetch<'_>,
+    ready: &mut Option<Result<Batch, SourceError>>,
+) -> Result<(), PostError> {
+    tokio::pin!(posting);
+    loop {
+        tokio::select! {
+            outcome = &mut posting => return outcome,
+            read = &mut *fetch, if ready.is_none() => *ready = Some(read),
+        }
     }
 }
 

@@ -155,6 +155,14 @@ class EveryCommand(CtlCase):
         wrong = self.file("wrong.json", '{"links": {"br5": {"kind": "bridge", "mtu": 1}}}')
         self.do("network", "plan", wrong, code=USAGE)
 
+        self.both("manager", "show")
+        self.do("manager", "test", code=FAILED)
+        self.assertEqual(self.both("stats", "show")["objects"][0]["object"], "host")
+        self.assertIn("host", self.both("stats", "list"))
+        wait_for("two sweeps", lambda: any(self.json("stats", "graph", "host", "host_load_1m")["values"]))
+        self.both("stats", "graph", "host", "host_load_1m")
+        self.both("top")
+
         self.do("vm", "delete", "toml")
         self.assertEqual(self.json("vm", "list"), [])
         events = self.both("event", "list", "--limit", "5")

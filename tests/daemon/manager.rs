@@ -97,6 +97,12 @@ async fn events_and_statistics_reach_the_manager_which_sees_our_certificate() {
     let probes = caller.ask("manager_test", &[]).await;
     assert!(list(&probes).iter().all(|probe| *field(probe, "ok") == Value::Bool(true)), "{probes:?}");
     caller.ask("release_ownership", &[text(MANAGER)]).await;
+    // The event of the release itself may still be on its way to whom it is about.
+    until("nothing is sent any more", PATIENCE, async || {
+        let status = caller.ask("manager_status", &[]).await;
+        list(field(&status, "streams")).iter().all(|stream| string(field(stream, "state")) == "unset")
+    })
+    .await;
     let before = receiver.posts().len();
     assert!(caller.refused("manager_test", &[]).await.contains("NOT_OWNED"));
     happens(&daemon, 2).await;
