@@ -34,13 +34,13 @@ async fn show(session: &mut Session<'_>) -> Result<(), CtlError> {
     if session.printer.is_json() {
         return session.printer.value(&status);
     }
+    let mut head = super::values::members(status.clone());
+    head.retain(|name, _| name != "streams");
+    session.printer.value(&Value::Struct(head))?;
     if status.get("owned") != Some(&Value::Bool(true)) {
         session.printer.note("no manager owns this host; nothing is sent");
         return Ok(());
     }
-    let mut head = super::values::members(status.clone());
-    head.retain(|name, _| name != "streams" && name != "owned");
-    session.printer.value(&Value::Struct(head))?;
     session.printer.line("")?;
     session.printer.list(STREAMS, &status["streams"])?;
     for stream in status["streams"].as_array().unwrap_or(&[]) {

@@ -5,12 +5,13 @@
 //! sweep ──rates──► 10 s, 60 rows, in memory ──mean──► 1 min, 120 rows ──mean──► 1 h, 168 rows ──mean──► 1 day, 365 rows
 //! ```
 //!
-//! A row of a coarser tier that is not written yet (its time is not over, or nobody was there when it ended) is made
-//! of the finer ones when it is asked for, by the same rule, so that a question is answered up to the last sweep and an
-//! agent that starts again goes on where it was. One write an object and minute, one more an hour, one more a day.
+//! A question about a time that the finer rows still reach is answered from them, so up to the last sweep; the coarser
+//! row is for what they no longer reach. One is written when its time is over, when its object is seen no more, and, of
+//! what ended while nobody was there, when its object is seen again. One write an object and minute, one more an hour
+//! and one a day.
 //!
-//! All of this blocks (files): callers are on threads that may. One lock: a sweep is recorded in a few milliseconds,
-//! and questions read what it holds and then the files without it.
+//! All of this blocks (files): callers are on threads that may, but for [`History::rates`]. The lock is never held over a
+//! file.
 
 use super::metric::Kind;
 use super::recent::{Recent, SLOT_S};
@@ -21,7 +22,7 @@ use crate::model::Timestamp;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Objects that are remembered, and files that are kept.
@@ -33,25 +34,27 @@ const KEEP_UNKNOWN: Duration = Duration::from_secs(7 * 86_400);
 /// Rates over less than this say nothing.
 const LEAST_INTERVAL_S: f64 = 0.5;
 
-/// Counters as a sweep had them.
-struct Before {
-    at_s: f64,
-    objects: HashMap<Object, ObjectFigures>,
-}
-
 #[derive(Default)]
 struct Inner {
     recent: HashMap<Object, Recent>,
-    before: Option<Before>,
-    /// The minute of the last sweep.
-    minute: u32,
+    /// The last sweep.
+    before: Option<Arc<Sweep>>,
 }
 
 pub struct History {
     folder: PathBuf,
-    /// What a sweep's moment is counted from on the clock that is never set.
-    origin: tokio::time::Instant,
     inner: Mutex<Inner>,
+    /// By object, the hour of the last minute that was written in this life. Held by whoever writes files.
+    hours: Mutex<HashMap<Object, u32>>,
+}
+
+/// What one object's minute has, and its columns.
+struct Minute {
+    object: Object,
+    series: Vec<SeriesKey>,
+    row: Option<Vec<f32>>,
+    /// It is seen no more: coarser rows are made of what there is.
+    last: bool,
 }
 
 /// What is known of one object, for questions.
@@ -62,6 +65,26 @@ pub(super) struct Known {
 }
 
 impl Known {
+    fn of_file(ring: &Ring) -> io::Result<Self> {
+        Self::new(None, Some(ring))
+    }
+
+    fn new(recent: Option<Recent>, ring: Option<&Ring>) -> io::Result<Self> {
+        let mut tiers = [Rows::default(), Rows::default(), Rows::default()];
+        if let Some(ring) = ring {
+            for (rows, tier) in tiers.iter_mut().zip(Tier::ALL) {
+                *rows = ring.rows(tier)?;
+            }
+        }
+        // What is remembered has the file's columns first, in its order.
+        let series = match (&recent, ring) {
+            (Some(recent), _) => recent.series().to_vec(),
+            (None, Some(ring)) => ring.series().to_vec(),
+            (None, None) => Vec::new(),
+        };
+        Ok(Self { series, recent, tiers })
+    }
+
     pub(super) fn series(&self) -> &[SeriesKey] {
         &self.series
     }
@@ -75,26 +98,46 @@ impl Known {
         self.recent.as_ref()?.get(slot, column)
     }
 
-    /// As written; else made of the finer tiers, as far as they reach.
-    pub(super) fn value(&self, column: usize, tier: Tier, slot: u32) -> Option<f32> {
-        let place = Tier::ALL.iter().position(|other| *other == tier)?;
-        if let Some(row) = self.tiers[place].get(slot) {
-            return row.get(column).copied().filter(|value| value.is_finite());
-        }
+    fn rows(&self, tier: Tier) -> &Rows {
         match tier {
-            Tier::Minute => {
-                let part = u32::try_from(60 / SLOT_S).unwrap_or(1);
-                let begin = slot.checked_mul(part)?;
-                mean((begin..begin.saturating_add(part)).map(|slot| self.sweep(column, slot)))
-            }
-            Tier::Hour => self.of_parts(column, Tier::Minute, slot, 60),
-            Tier::Day => self.of_parts(column, Tier::Hour, slot, 24),
+            Tier::Minute => &self.tiers[0],
+            Tier::Hour => &self.tiers[1],
+            Tier::Day => &self.tiers[2],
         }
     }
 
-    fn of_parts(&self, column: usize, finer: Tier, slot: u32, parts: u32) -> Option<f32> {
-        let begin = slot.checked_mul(parts)?;
-        mean((begin..begin.saturating_add(parts)).map(|slot| self.value(column, finer, slot)))
+    fn stored(&self, column: usize, tier: Tier, slot: u32) -> Option<f32> {
+        self.rows(tier).get(slot)?.get(column).copied().filter(|value| value.is_finite())
+    }
+
+    /// Whether the rows of the finer tier still have all of a coarser one's time.
+    fn is_whole(&self, finer: Tier, from: u32) -> bool {
+        let newest = match (finer, &self.recent) {
+            (Tier::Minute, Some(recent)) => Some(recent.newest() / PARTS_OF_MINUTE),
+            _ => self.rows(finer).slots().last().copied(),
+        };
+        newest.is_some_and(|newest| u64::from(newest) < u64::from(from) + u64::from(finer.rows()))
+    }
+
+    /// Made of the finer rows where they reach, else as written.
+    pub(super) fn value(&self, column: usize, tier: Tier, slot: u32) -> Option<f32> {
+        match tier {
+            Tier::Minute => self.stored(column, tier, slot).or_else(|| {
+                let from = slot.checked_mul(PARTS_OF_MINUTE)?;
+                mean((from..from.saturating_add(PARTS_OF_MINUTE)).map(|slot| self.sweep(column, slot)))
+            }),
+            Tier::Hour => self.of_parts(column, (tier, slot), (Tier::Minute, 60)),
+            Tier::Day => self.of_parts(column, (tier, slot), (Tier::Hour, 24)),
+        }
+    }
+
+    fn of_parts(&self, column: usize, (tier, slot): (Tier, u32), (finer, parts): (Tier, u32)) -> Option<f32> {
+        let from = slot.checked_mul(parts)?;
+        let made = || mean((from..from.saturating_add(parts)).map(|slot| self.value(column, finer, slot)));
+        if self.is_whole(finer, from) {
+            return made().or_else(|| self.stored(column, tier, slot));
+        }
+        self.stored(column, tier, slot).or_else(made)
     }
 
     fn row(&self, tier: Tier, slot: u32) -> Option<Vec<f32>> {
@@ -103,6 +146,9 @@ impl Known {
         row.iter().any(|value| !value.is_nan()).then_some(row)
     }
 }
+
+/// Sweeps in a minute.
+const PARTS_OF_MINUTE: u32 = (60 / SLOT_S) as u32;
 
 /// Of those that are known.
 fn mean(values: impl Iterator<Item = Option<f32>>) -> Option<f32> {
@@ -150,8 +196,7 @@ impl History {
     pub fn open(folder: &Path) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let origin = tokio::time::Instant::now();
-        Ok(Self { folder: folder.to_owned(), origin, inner: Mutex::default() })
+        Ok(Self { folder: folder.to_owned(), inner: Mutex::default(), hours: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -169,48 +214,68 @@ impl History {
         Some(self.folder.join(name))
     }
 
-    /// Takes a sweep over. Answers how many files could not be written. Blocking.
-    pub fn record(&self, sweep: &Sweep) -> usize {
-        let at_s = sweep.instant.saturating_duration_since(self.origin).as_secs_f64();
+    /// Takes a sweep over; one caller at a time. Answers how many files could not be written. Blocking.
+    pub fn record(&self, sweep: &Arc<Sweep>) -> usize {
+        let known = self.columns_of_new(sweep);
+        let over = self.take(sweep, known);
+        self.write(over)
+    }
+
+    /// The columns that the files of objects have which were not seen of late, so that they stay where they are.
+    fn columns_of_new(&self, sweep: &Sweep) -> HashMap<Object, Vec<SeriesKey>> {
+        let mut new: Vec<Object> = sweep.objects.iter().map(|figures| figures.object).collect();
+        {
+            let inner = self.lock();
+            new.retain(|object| !inner.recent.contains_key(object));
+        }
+        let columns = |object: Object| {
+            let ring = self.file(object).and_then(|path| Ring::open(&path).ok().flatten());
+            (object, ring.map(|ring| ring.series().to_vec()).unwrap_or_default())
+        };
+        new.into_iter().map(columns).collect()
+    }
+
+    /// Puts a sweep into what is remembered. Answers what is to be written: a minute that is over, and what is seen no
+    /// more.
+    fn take(&self, sweep: &Arc<Sweep>, mut known: HashMap<Object, Vec<SeriesKey>>) -> (u32, Vec<Minute>) {
         let (minute, slot) = (slot(sweep.at, 60), slot(sweep.at, SLOT_S));
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let began = inner.minute == 0;
-        let over = std::mem::replace(&mut inner.minute, minute);
-        let mut failed = 0;
-        if !began && over != minute {
-            failed = self.write_minute(&inner.recent, over);
+        let over = inner.before.as_ref().map_or(minute, |before| self::slot(before.at, 60));
+        let mut written = Vec::new();
+        if over != minute {
+            let all = inner.recent.iter();
+            written
+                .extend(all.map(|(object, recent)| Minute::of(*object, recent, over, !recent.reaches(slot))));
+            inner.recent.retain(|_, recent| recent.reaches(slot));
         }
-        let seconds = inner.before.as_ref().map_or(0.0, |before| at_s - before.at_s);
+        let before = inner.before.replace(Arc::clone(sweep));
+        let seconds = before
+            .as_ref()
+            .map_or(0.0, |before| sweep.instant.saturating_duration_since(before.instant).as_secs_f64());
         for figures in sweep.objects.iter().take(MAX_OBJECTS) {
-            let before = inner.before.as_ref().and_then(|before| before.objects.get(&figures.object));
+            let before = before.as_ref().and_then(|before| before.object(figures.object));
             let kept = rates(figures, before, seconds);
-            let recent = inner
-                .recent
-                .entry(figures.object)
-                .or_insert_with(|| Recent::new(self.known_series(figures.object)));
+            let columns = || known.remove(&figures.object).unwrap_or_default();
+            let recent = inner.recent.entry(figures.object).or_insert_with(|| Recent::new(columns()));
             recent.put(slot, kept, MAX_SERIES);
         }
-        let objects = sweep.objects.iter().map(|figures| (figures.object, figures.clone())).collect();
-        inner.before = Some(Before { at_s, objects });
-        // What has not been seen for as long as the rows reach back has none.
-        inner.recent.retain(|_, recent| recent.reaches(slot));
-        failed
+        (over, written)
     }
 
-    /// What an earlier life has kept of it, so that its columns stay.
-    fn known_series(&self, object: Object) -> Vec<SeriesKey> {
-        let ring = self.file(object).and_then(|path| Ring::open(&path).ok().flatten());
-        ring.map(|ring| ring.series().to_vec()).unwrap_or_default()
-    }
-
-    fn write_minute(&self, recent: &HashMap<Object, Recent>, minute: u32) -> usize {
+    fn write(&self, (minute, all): (u32, Vec<Minute>)) -> usize {
+        let mut hours = self.hours.lock().unwrap_or_else(PoisonError::into_inner);
         let mut failed = 0;
-        for (object, recent) in recent {
-            let Some(path) = self.file(*object) else { continue };
-            if let Err(error) = write_rows(&path, recent, minute) {
+        for one in all {
+            let Some(path) = self.file(one.object) else { continue };
+            let hour = minute / 60;
+            let ended = hours.insert(one.object, hour) != Some(hour);
+            if let Err(error) = write_rows(&path, &one, minute, ended) {
                 failed += 1;
-                tracing::debug!(%object, %error, "a minute of history is lost");
+                tracing::debug!(object = %one.object, %error, "a minute of history is lost");
+            }
+            if one.last {
+                hours.remove(&one.object);
             }
         }
         failed
@@ -218,8 +283,14 @@ impl History {
 
     /// Writes down what the last minute has so far, before the agent ends. Blocking.
     pub fn flush(&self) -> usize {
-        let inner = self.lock();
-        if inner.minute == 0 { 0 } else { self.write_minute(&inner.recent, inner.minute) }
+        let minutes = {
+            let inner = self.lock();
+            let Some(before) = &inner.before else { return 0 };
+            let minute = slot(before.at, 60);
+            let all = inner.recent.iter();
+            (minute, all.map(|(object, recent)| Minute::of(*object, recent, minute, true)).collect())
+        };
+        self.write(minutes)
     }
 
     /// All that is known of an object; `None`: nothing. Blocking.
@@ -229,10 +300,13 @@ impl History {
             Some(path) => Ring::open(&path)?,
             None => None,
         };
-        known(recent, ring.as_ref())
+        if recent.is_none() && ring.is_none() {
+            return Ok(None);
+        }
+        Known::new(recent, ring.as_ref()).map(Some)
     }
 
-    /// What the last sweep made of an object's figures: values, and of counters their rate a second.
+    /// What the last sweep made of an object's figures: values, and of counters their rate a second. Does not block.
     pub fn rates(&self, object: Object) -> Vec<(SeriesKey, f32)> {
         self.lock().recent.get(&object).map(Recent::last).unwrap_or_default()
     }
@@ -279,56 +353,49 @@ impl History {
     }
 }
 
-fn known(recent: Option<Recent>, ring: Option<&Ring>) -> io::Result<Option<Known>> {
-    let series = match (&recent, ring) {
-        (None, None) => return Ok(None),
-        (Some(recent), _) => recent.series().to_vec(),
-        (None, Some(ring)) => ring.series().to_vec(),
-    };
-    let mut tiers = [Rows::default(), Rows::default(), Rows::default()];
-    if let Some(ring) = ring {
-        for (rows, tier) in tiers.iter_mut().zip(Tier::ALL) {
-            *rows = ring.rows(tier)?;
-        }
+impl Minute {
+    fn of(object: Object, recent: &Recent, minute: u32, last: bool) -> Self {
+        Self { object, series: recent.series().to_vec(), row: recent.minute(minute), last }
     }
-    // Columns of the file come first in what is remembered, in its order.
-    Ok(Some(Known { series, recent, tiers }))
 }
 
-/// The minute that is over, and the hours and days that ended and are not written yet.
-fn write_rows(path: &Path, recent: &Recent, minute: u32) -> io::Result<()> {
+/// The minute that is over, and hours and days if one has ended, or the object comes or goes.
+fn write_rows(path: &Path, one: &Minute, minute: u32, ended: bool) -> io::Result<()> {
     let opened = Ring::open(path)?;
     let ring = match opened {
-        Some(ring) if ring.series() == recent.series() => ring,
-        old => Ring::create(path, recent.series().to_vec(), old.as_ref())?,
+        Some(ring) if ring.series() == one.series => ring,
+        // Nothing to say, and no file to say it in.
+        None if one.row.is_none() => return Ok(()),
+        old => Ring::create(path, one.series.clone(), old.as_ref())?,
     };
-    let hour_ended = minute % 60 == 59;
-    if let Some(row) = recent.minute(minute) {
-        ring.write(Tier::Minute, minute, &row)?;
+    if ended {
+        // Before a new minute takes an old one's place.
+        roll_up(&ring, (Tier::Minute, 60, Tier::Hour))?;
+        roll_up(&ring, (Tier::Hour, 24, Tier::Day))?;
     }
-    // At a full hour; and once after the start, for those that ended while nobody was there.
-    if !hour_ended && recent.caught_up() {
-        return Ok(());
+    if let Some(row) = &one.row {
+        ring.write(Tier::Minute, minute, row)?;
     }
-    let Some(mut known) = known(Some(recent.clone()), Some(&ring))? else { return Ok(()) };
-    for (place, tier, parts) in [(1, Tier::Hour, 60), (2, Tier::Day, 24 * 60)] {
-        let ended = (minute + 1) / parts;
-        // As far back as the tier below reaches.
-        let back = if tier == Tier::Hour { 2 } else { 7 };
-        let mut wrote = false;
-        for slot in ended.saturating_sub(back)..ended {
-            if known.tiers[place].get(slot).is_none()
-                && let Some(row) = known.row(tier, slot)
-            {
-                ring.write(tier, slot, &row)?;
-                wrote = true;
-            }
+    if one.last {
+        roll_up(&ring, (Tier::Minute, 60, Tier::Hour))?;
+        roll_up(&ring, (Tier::Hour, 24, Tier::Day))?;
+    }
+    Ok(())
+}
+
+/// Writes the coarser rows of all that the finer ones have: anew where these have the whole time, else only those
+/// that are missing.
+fn roll_up(ring: &Ring, (finer, parts, coarser): (Tier, u32, Tier)) -> io::Result<()> {
+    let known = Known::of_file(ring)?;
+    let slots: BTreeSet<u32> = known.rows(finer).slots().iter().map(|slot| slot / parts).collect();
+    for slot in slots {
+        let whole = known.is_whole(finer, slot.saturating_mul(parts));
+        if (whole || known.rows(coarser).get(slot).is_none())
+            && let Some(row) = known.row(coarser, slot)
+        {
+            ring.write(coarser, slot, &row)?;
         }
-        if wrote {
-            known.tiers[place] = ring.rows(tier)?;
-        }
     }
-    recent.set_caught_up();
     Ok(())
 }
 

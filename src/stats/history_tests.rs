@@ -63,7 +63,7 @@ impl World {
                 objects: vec![object],
                 problems: Vec::new(),
             };
-            assert_eq!(self.history.record(&sweep), 0);
+            assert_eq!(self.history.record(&Arc::new(sweep)), 0);
         }
     }
 
@@ -135,6 +135,79 @@ fn an_agent_that_starts_again_goes_on_and_a_time_without_one_is_empty() {
 }
 
 #[test]
+fn a_vm_that_is_off_for_days_keeps_the_hour_and_the_day_it_went_off_in() {
+    let mut world = World::new();
+    world.until(26 * 3600 + 1200);
+    // Off; the host is still measured.
+    for minute in 0..3 * 24 * 60 {
+        let at_s = world.now_s + minute * 60;
+        let sweep = Sweep {
+            at: Timestamp(at_s * 1000),
+            instant: world.origin + Duration::from_secs(at_s - BEGIN_S),
+            took: Duration::ZERO,
+            objects: Vec::new(),
+            problems: Vec::new(),
+        };
+        world.history.record(&Arc::new(sweep));
+    }
+    world.now_s += 3 * 86_400;
+    let (_, hours) = world.ask("memory", 24 * 3600, 28 * 3600 - 1, 3600);
+    assert_eq!(hours, [Some(24.0), Some(25.0), Some(26.0), None]);
+    // The same after it ran again, in another agent, until its minutes are written over.
+    world.restart();
+    world.until(26 * 3600 + 1200 + 3 * 86_400 + 3 * 3600);
+    let (_, hours) = world.ask("memory", 24 * 3600, 28 * 3600 - 1, 3600);
+    assert_eq!(hours, [Some(24.0), Some(25.0), Some(26.0), None]);
+    let (_, days) = world.ask("memory", 0, 3 * 86_400 - 1, 86_400);
+    assert_eq!(days, [Some(11.5), Some(25.0), None]);
+}
+
+#[test]
+fn hours_that_ended_while_no_agent_was_there_are_made_of_the_minutes_it_left() {
+    let mut world = World::new();
+    world.until(5 * 3600 + 2400);
+    world.restart();
+    world.now_s += 30 * 3600;
+    world.until(40 * 3600);
+    let (_, hours) = world.ask("memory", 3 * 3600, 7 * 3600 - 1, 3600);
+    assert_eq!(hours, [Some(3.0), Some(4.0), Some(5.0), None]);
+    let (_, days) = world.ask("memory", 0, 86_400 - 1, 86_400);
+    assert_eq!(days, [Some(2.5)]);
+}
+
+#[test]
+fn a_clock_that_jumps_breaks_nothing() {
+    let mut world = World::new();
+    world.until(2 * 3600);
+    let ends = world.now_s;
+    let jump = |world: &World, at_ms: u64, after_s: u64| {
+        let sweep = Sweep {
+            at: Timestamp(at_ms),
+            instant: world.origin + Duration::from_secs(ends - BEGIN_S + after_s),
+            took: Duration::ZERO,
+            objects: vec![ObjectFigures {
+                object: Object::Vm(vm()),
+                name: "web".into(),
+                domid: Some(DomId(3)),
+                figures: vec![figure("memory", None, 1.0)],
+            }],
+            problems: Vec::new(),
+        };
+        assert_eq!(world.history.record(&Arc::new(sweep)), 0);
+    };
+    for (n, at_ms) in [ends * 1000 - 3_600_000, 0, u64::MAX, 1, ends * 1000].into_iter().enumerate() {
+        jump(&world, at_ms, n as u64 * 10);
+    }
+    let (_, values) = world.ask("memory", 3600, 2 * 3600 - 1, 60);
+    assert!(values.iter().flatten().count() > 50, "{values:?}");
+    for (from_s, to_s, step_s) in [(0, u64::MAX, 0), (u64::MAX, u64::MAX, 1), (0, u64::MAX, u64::MAX)] {
+        let series = SeriesKey::parse("memory").unwrap();
+        let question = Question { object: Object::Vm(vm()), series, from_s, to_s, step_s };
+        let _ = world.history.query(&question, Timestamp(u64::MAX));
+    }
+}
+
+#[test]
 fn a_domain_that_began_anew_counts_from_there_and_never_backwards() {
     let mut world = World::new();
     world.until(3600 + 120);
@@ -192,7 +265,7 @@ fn a_file_that_is_damaged_or_cannot_be_written_costs_only_itself() {
         }],
         problems: Vec::new(),
     };
-    assert_eq!(world.history.record(&sweep(world.now_s + 60)), 1);
+    assert_eq!(world.history.record(&Arc::new(sweep(world.now_s + 60))), 1);
 }
 
 #[test]

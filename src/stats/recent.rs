@@ -1,7 +1,6 @@
 //! The last ten minutes of one object, in memory: a row each ten seconds.
 
 use super::series::SeriesKey;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Seconds a row.
 pub const SLOT_S: u64 = 10;
@@ -9,7 +8,7 @@ pub const SLOT_S: u64 = 10;
 pub const ROWS: u32 = 60;
 
 /// Rows of as many values as there are series; a value that is not known is NaN.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Recent {
     series: Vec<SeriesKey>,
     /// The slot of each row; 0: none.
@@ -17,20 +16,6 @@ pub struct Recent {
     /// Row by row.
     values: Vec<f32>,
     newest: u32,
-    /// Hours and days that ended before our time are written.
-    caught_up: AtomicBool,
-}
-
-impl Clone for Recent {
-    fn clone(&self) -> Self {
-        Self {
-            series: self.series.clone(),
-            slots: self.slots,
-            values: self.values.clone(),
-            newest: self.newest,
-            caught_up: AtomicBool::new(self.caught_up()),
-        }
-    }
 }
 
 fn place(slot: u32) -> usize {
@@ -41,19 +26,16 @@ impl Recent {
     /// With the columns that are known already.
     pub fn new(series: Vec<SeriesKey>) -> Self {
         let values = vec![f32::NAN; series.len() * ROWS as usize];
-        Self { series, slots: [0; ROWS as usize], values, newest: 0, caught_up: AtomicBool::new(false) }
+        Self { series, slots: [0; ROWS as usize], values, newest: 0 }
     }
 
     pub fn series(&self) -> &[SeriesKey] {
         &self.series
     }
 
-    pub(super) fn caught_up(&self) -> bool {
-        self.caught_up.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_caught_up(&self) {
-        self.caught_up.store(true, Ordering::Relaxed);
+    /// The slot of the last row that was put in.
+    pub fn newest(&self) -> u32 {
+        self.newest
     }
 
     /// Puts a row in. Series that were never seen get a column, up to `most`.
