@@ -119,6 +119,8 @@ impl Receiver {
         Target {
             manager: "bench".to_owned(),
             since: Timestamp(0),
+            taken: Timestamp(0),
+            from_event: Some(0),
             source: "urn:uuid:0".to_owned(),
             event_url: Some(format!("https://{}/events", self.address)),
             statistic_url: None,

@@ -270,7 +270,7 @@ fn value(document: &str, path: &str) -> String {
 fn owned() -> HostRecord {
     let raw = RawTake { manager: "d1a749d4295041fb99854f52ea4dea97", ..RawTake::default() };
     let request = TakeRequest::parse(&raw).expect("a good id");
-    let ownership = Ownership::Unowned.take(request, Timestamp(1)).expect("nobody owns it");
+    let ownership = Ownership::Unowned.take(request, Timestamp(1), 0).expect("nobody owns it");
     HostRecord { ownership, ..HostRecord::new([0x1d; 16]) }
 }
 

@@ -21,6 +21,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// What a stop gives the last minute of history.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+/// Our own certificate could not be read: again after this.
+const IDENTITY_RETRY: Duration = Duration::from_secs(10);
 /// How often files of VMs that are no more are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
@@ -49,13 +53,8 @@ pub(super) async fn start(
     let events = Arc::new(EventSource::new(log, id.clone(), us.clone()));
     let samples = Arc::new(SampleSource::new(Arc::clone(&outbox), id, us));
     let deliveries = Arc::new(Deliveries::start(parts, events, samples));
-    tokio::spawn(record(
-        Arc::clone(operations),
-        Arc::clone(&sampler),
-        Arc::clone(&history),
-        outbox,
-        stop.clone(),
-    ));
+    tokio::spawn(offer(Arc::clone(operations), Arc::clone(&sampler), outbox, stop.clone()));
+    tokio::spawn(record(Arc::clone(operations), Arc::clone(&sampler), Arc::clone(&history), stop.clone()));
     tokio::spawn(follow_owner(
         Arc::clone(operations),
         Arc::clone(surroundings),
@@ -69,7 +68,10 @@ pub(super) async fn start(
 pub(super) async fn end(reports: &Reports) {
     reports.deliveries.ended().await;
     let history = Arc::clone(&reports.history);
-    let _ = tokio::task::spawn_blocking(move || history.flush()).await;
+    let flushing = tokio::task::spawn_blocking(move || history.flush());
+    if tokio::time::timeout(FLUSH_WITHIN, flushing).await.is_err() {
+        tracing::warn!("the last minute of statistics is not kept");
+    }
 }
 
 /// What monitoring asks of all this.
@@ -92,7 +94,12 @@ fn delivery((stream, status): (Stream, Status)) -> Delivery {
         Stream::Events => number,
         Stream::Statistics => sample_time(number).0,
     };
-    let since_ok = status.last_ok.map(|at| Duration::from_millis(Timestamp::now().0.saturating_sub(at.0)));
+    // Since it last went well, or since we try; nothing waits: it is well now.
+    let since = status.last_ok.max(status.begun);
+    let since_ok = since.map(|at| match status.behind {
+        0 => Duration::ZERO,
+        _ => Duration::from_millis(Timestamp::now().0.saturating_sub(at.0)),
+    });
     Delivery {
         stream: stream.as_str(),
         last_number: number(status.number),
@@ -107,29 +114,17 @@ fn name_of(host: &HostRecord) -> String {
     format!("urn:uuid:{}", uuid::Uuid::from_bytes(*host.unique_id.as_bytes()))
 }
 
-/// Each sweep goes into the history, and into the outbox when it is time and somebody wants it.
-async fn record(
+/// A sweep goes into the outbox when it is time and somebody wants it.
+async fn offer(
     operations: Arc<Operations>,
     sampler: Arc<Sampler>,
-    history: Arc<History>,
     outbox: Arc<Outbox>,
     stop: CancellationToken,
 ) {
     let mut sweeps = sampler.subscribe();
-    let mut prune = tokio::time::interval(PRUNE_EVERY);
-    let mut failing = false;
     loop {
         tokio::select! {
             changed = sweeps.changed() => if changed.is_err() { return },
-            _ = prune.tick() => {
-                let (history, vms) = (Arc::clone(&history), Arc::clone(&operations.vms));
-                let known = move |object| match object {
-                    Object::Vm(vm) => vms.get(vm).is_some(),
-                    Object::Host | Object::Dom0 | Object::Domain(_) => true,
-                };
-                let _ = tokio::task::spawn_blocking(move || history.prune(known)).await;
-                continue;
-            }
             () = stop.cancelled() => return,
         }
         let sweep = Arc::clone(&sweeps.borrow_and_update());
@@ -140,17 +135,51 @@ async fn record(
         if wanted {
             outbox.offer(&sweep, Duration::from_secs(u64::from(host.statistic_interval_s)));
         }
+    }
+}
+
+/// Each sweep goes into the history. A disk that hangs holds up nothing but this.
+async fn record(
+    operations: Arc<Operations>,
+    sampler: Arc<Sampler>,
+    history: Arc<History>,
+    stop: CancellationToken,
+) {
+    let mut sweeps = sampler.subscribe();
+    let mut prune = tokio::time::interval(PRUNE_EVERY);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            changed = sweeps.changed() => if changed.is_err() { return },
+            _ = prune.tick() => {
+                prune_files(&operations, &history).await;
+                continue;
+            }
+            () = stop.cancelled() => return,
+        }
+        let sweep = Arc::clone(&sweeps.borrow_and_update());
         let history = Arc::clone(&history);
         let failed = tokio::task::spawn_blocking(move || history.record(&sweep)).await.unwrap_or(1);
         if (failed > 0) != failing {
             failing = failed > 0;
-            match failing {
-                true => {
-                    tracing::warn!(files = failed, "statistics are not kept: their files cannot be written")
-                }
-                false => tracing::info!("statistics are kept again"),
+            if failing {
+                tracing::warn!(files = failed, "statistics are not kept: their files cannot be written");
+            } else {
+                tracing::info!("statistics are kept again");
             }
         }
+    }
+}
+
+async fn prune_files(operations: &Operations, history: &Arc<History>) {
+    let (history, vms) = (Arc::clone(history), Arc::clone(&operations.vms));
+    let known = move |object| match object {
+        Object::Vm(vm) => vms.get(vm).is_some(),
+        Object::Host | Object::Dom0 | Object::Domain(_) => true,
+    };
+    let pruned = tokio::task::spawn_blocking(move || history.prune(known)).await.unwrap_or(0);
+    if pruned > 0 {
+        tracing::info!(files = pruned, "histories of VMs that are no more were removed");
     }
 }
 
@@ -170,6 +199,7 @@ async fn follow_owner(
         let identity = tokio::task::spawn_blocking(move || reading.identity()).await;
         let identity = identity.unwrap_or_else(|error| Err(error.to_string()));
         let shown = identity.as_ref().ok().map(|identity| identity.chain_pem.clone());
+        let unread = identity.is_err() && host.ownership.owner().is_some();
         let now = (host.ownership.clone(), shown);
         if known.as_ref() != Some(&now) {
             deliveries.set_target(target(&host, identity));
@@ -177,6 +207,7 @@ async fn follow_owner(
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(IDENTITY_RETRY), if unread => {}
             () = stop.cancelled() => return,
         }
     }
@@ -207,6 +238,8 @@ fn target(host: &HostRecord, identity: Result<TlsIdentity, String>) -> Option<Ta
     Some(Target {
         manager: owner.manager.as_str().to_owned(),
         since: owner.since,
+        taken: owner.taken,
+        from_event: owner.from_event,
         source: name_of(host),
         event_url: or_one(url(&owner.event_url)),
         statistic_url: or_one(url(&owner.statistic_url)),

@@ -7,7 +7,9 @@ use super::value::{int, or_nil, structure, text, texts};
 use super::verb::{Kind, Origin, Row, Verb};
 use crate::model::{Timestamp, excerpt};
 use crate::stats::metric;
-use crate::stats::{Figure, History, MetricId, Object, ObjectFigures, QueryError, Question, SeriesKey};
+use crate::stats::{
+    Figure, History, MetricId, Object, ObjectFigures, QueryError, Question, SeriesKey, Sweep,
+};
 use crate::wire::{Answer, Caller, Role, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 use std::collections::HashMap;
@@ -21,7 +23,7 @@ const OWN: &[Row] = &[
         Kind::Read(stats_list), "Objects that have a history; of one, its series."),
     Row::new("stats_query", &[need("object", Type::Text, "host, dom0 or vm/<uuid>"), need("metric", Type::Text, "a series: cpu_time, vif_rx_bytes:0"),
         need("from", Type::Int, "seconds since 1970; 0 or less: so long ago"), may("to", Type::Int, "the same; none: now"), may("step", Type::Int, "seconds between two values; 0 or none: as fine as it is kept")], "struct", Role::Viewer,
-        Kind::Read(stats_query), "The history of a series: values at equal distances from `from` on, nil where nothing is known. Counters as their rate a second. Kept are 10 s for ten minutes, 1 min for two hours, 1 h for a week, 1 day for a year; at most 1000 values are answered."),
+        Kind::Read(stats_query), "The history of a series: values at equal distances from `from` on, nil where nothing is known. Counters as their rate a second. Kept are 10 s for ten minutes, 1 min for two hours, 1 h for a week, 1 day for a year."),
 ];
 
 pub fn verbs() -> impl Iterator<Item = Verb> {
@@ -39,7 +41,7 @@ impl From<QueryError> for ApiFault {
     fn from(error: QueryError) -> Self {
         let name = match error {
             QueryError::NoObject(_) | QueryError::NoSeries { .. } => "STATISTIC_NOT_FOUND",
-            QueryError::Backward | QueryError::TooMany(..) => "INVALID_PARAMETER",
+            QueryError::Backward | QueryError::Step(_) => "INVALID_PARAMETER",
             QueryError::Io(_) => "HOST_FAILED",
         };
         Self::new(name, error.to_string())
@@ -54,24 +56,27 @@ fn stats_latest<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> Bo
         if sweep.at == Timestamp(0) {
             return Err(ApiFault::new("NOT_READY", "nothing was measured yet; ask again in some seconds"));
         }
-        let wanted: Vec<&ObjectFigures> =
-            sweep.objects.iter().filter(|one| only.is_none_or(|only| one.object == only)).collect();
-        if let (Some(only), true) = (only, wanted.is_empty()) {
+        if let Some(only) = only.filter(|only| sweep.object(*only).is_none()) {
             return Err(QueryError::NoObject(only).into());
         }
-        let objects = wanted.into_iter().map(|one| {
-            let rates: HashMap<SeriesKey, f32> = api.reports.history.rates(one.object).into_iter().collect();
-            figures(one, &rates)
-        });
-        Ok(structure([
-            ("time", text(sweep.at)),
-            ("took_ms", int(u64::try_from(sweep.took.as_millis()).unwrap_or(u64::MAX))),
-            ("problems", texts(sweep.problems.iter().map(|(source, why)| format!("{source}: {why}")))),
-            ("objects", Value::Array(objects.collect())),
-        ])
-        .into())
+        // A thousand objects are some work, and their rates are behind a lock.
+        ask(api, move |history| latest(history, &sweep, only)).await.map(Answer::from)
     }
     .boxed()
+}
+
+fn latest(history: &History, sweep: &Sweep, only: Option<Object>) -> Value {
+    let wanted = sweep.objects.iter().filter(|one| only.is_none_or(|only| one.object == only));
+    let objects = wanted.map(|one| {
+        let rates: HashMap<SeriesKey, f32> = history.rates(one.object).into_iter().collect();
+        figures(one, &rates)
+    });
+    structure([
+        ("time", text(sweep.at)),
+        ("took_ms", int(u64::try_from(sweep.took.as_millis()).unwrap_or(u64::MAX))),
+        ("problems", texts(sweep.problems.iter().map(|(source, why)| format!("{source}: {why}")))),
+        ("objects", Value::Array(objects.collect())),
+    ])
 }
 
 fn figures(one: &ObjectFigures, rates: &HashMap<SeriesKey, f32>) -> Value {

@@ -98,7 +98,8 @@ fn take_ownership<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> 
         }
         let request = TakeRequest::parse(&raw)?;
         let manager = request.manager.clone();
-        let ownership = api.operations.host_record().ownership.take(request, Timestamp::now())?;
+        let newest = api.operations.events.last().0;
+        let ownership = api.operations.host_record().ownership.take(request, Timestamp::now(), newest)?;
         Ok(change(api, ownership, format!("manager {manager} owns the host")))
     }
     .boxed()

@@ -264,12 +264,14 @@ catalogue! {
         damped as "routes";
 
     MANAGER_UNREACHABLE "manager.unreachable" Warning "manager/events or manager/statistics",
-        "The manager does not take what is delivered; it is tried on.", cleared by &[kind::MANAGER_REACHABLE];
+        "The manager does not take what is delivered; it is tried on.", cleared by &[kind::MANAGER_REACHABLE, kind::MANAGER_LEFT];
     MANAGER_REFUSED "manager.refused" Error "manager/events or manager/statistics",
         "What answers at the manager's address has another certificate than the pinned one; nothing is delivered to it.",
-        cleared by &[kind::MANAGER_REACHABLE];
+        cleared by &[kind::MANAGER_REACHABLE, kind::MANAGER_LEFT];
     MANAGER_REACHABLE "manager.reachable" Info "manager/events or manager/statistics",
         "The manager takes again what is delivered.";
+    MANAGER_LEFT "manager.left" Info "manager/events or manager/statistics",
+        "Nothing is delivered any more to the manager that could not be reached: it is no longer the owner, or gave no URL.";
     MANAGER_CERTIFICATE_LEARNED "manager.certificate_learned" Info "manager/events or manager/statistics",
         "The manager gave no certificate with take_ownership: the one that it showed first is pinned from now on.";
     MANAGER_NOTIFICATION "manager.notification" Info "host", "Somebody asked the agent to tell the manager this.";

@@ -240,6 +240,12 @@ pub struct Owner {
     /// Our server certificate as the manager signed it, PEM.
     pub signed_server_certificate: Option<String>,
     pub since: Timestamp,
+    /// When it took ownership last: it may do so again, with another address or certificate.
+    #[serde(default)]
+    pub taken: Timestamp,
+    /// The number of the newest event when it became the owner; it is told what came after.
+    #[serde(default)]
+    pub from_event: Option<u64>,
 }
 
 impl Ownership {
@@ -250,7 +256,13 @@ impl Ownership {
         }
     }
 
-    pub fn take(&self, request: TakeRequest, now: Timestamp) -> Result<Self, OwnershipError> {
+    /// `newest_event`: its number now.
+    pub fn take(
+        &self,
+        request: TakeRequest,
+        now: Timestamp,
+        newest_event: u64,
+    ) -> Result<Self, OwnershipError> {
         let old = match self {
             Self::Owned(owner) if owner.manager != request.manager => {
                 return Err(OwnershipError::AlreadyOwned { owner: owner.manager.clone() });
@@ -259,7 +271,10 @@ impl Ownership {
             Self::Unowned => None,
         };
         let since = old.as_ref().map_or(now, |owner| owner.since);
-        let kept = old.unwrap_or_else(|| Owner::bare(&request.manager, since));
+        let kept = old.unwrap_or_else(|| Owner {
+            from_event: Some(newest_event),
+            ..Owner::bare(&request.manager, since)
+        });
         Ok(Self::Owned(Owner {
             manager: kept.manager,
             core_api_url: request.core_api_url.or(kept.core_api_url),
@@ -268,6 +283,8 @@ impl Ownership {
             certificate: request.certificate.or(kept.certificate),
             signed_server_certificate: request.signed_server_certificate.or(kept.signed_server_certificate),
             since,
+            taken: now,
+            from_event: kept.from_event,
         }))
     }
 
@@ -290,6 +307,8 @@ impl Owner {
             certificate: None,
             signed_server_certificate: None,
             since,
+            taken: since,
+            from_event: None,
         }
     }
 }

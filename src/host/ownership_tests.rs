@@ -30,20 +30,27 @@ fn only_the_owner_changes_what_it_told_and_only_it_releases() {
         ..RawTake::default()
     })
     .unwrap();
-    let owned = Ownership::Unowned.take(first.clone(), Timestamp(5)).unwrap();
-    assert_eq!(owned.take(first, Timestamp(9)).unwrap(), owned, "twice the same is the same");
+    let owned = Ownership::Unowned.take(first.clone(), Timestamp(5), 7).unwrap();
+    let Ownership::Owned(again) = owned.take(first, Timestamp(9), 8).unwrap() else { panic!("it is owned") };
+    let Ownership::Owned(before) = &owned else { panic!("it is owned") };
+    assert_eq!((again.taken, again.since, again.from_event), (Timestamp(9), Timestamp(5), Some(7)));
+    assert_eq!(
+        Owner { taken: before.taken, ..again },
+        *before,
+        "twice the same is the same but for its time"
+    );
     let update = TakeRequest::parse(&RawTake {
         manager: with_dashes,
         event_url: Some("http://192.0.2.1/e"),
         ..RawTake::default()
     });
-    let updated = owned.take(update.unwrap(), Timestamp(9)).unwrap();
+    let updated = owned.take(update.unwrap(), Timestamp(9), 7).unwrap();
     let owner = updated.owner().unwrap();
     assert_eq!((owner.since, owner.manager.as_str()), (Timestamp(5), a));
     assert_eq!(owner.core_api_url.as_ref().unwrap().as_str(), "https://192.0.2.1:7002/core");
     assert_eq!(owner.event_url.as_ref().unwrap().as_str(), "http://192.0.2.1/e");
 
-    let refused = owned.take(request("bb"), Timestamp(9)).unwrap_err().to_string();
+    let refused = owned.take(request("bb"), Timestamp(9), 7).unwrap_err().to_string();
     assert!(refused.starts_with("ALREADY_OWNED: ") && refused.contains(a), "{refused}");
     let stranger = ManagerId::parse("bb").unwrap();
     assert!(matches!(owned.release(&stranger), Err(OwnershipError::NotOwner { .. })));
@@ -58,7 +65,7 @@ fn credentials_of_a_url_stay_out_of_everything_that_is_kept_or_shown() {
     let request = TakeRequest::parse(&raw).unwrap();
     assert_eq!(request.credentials.as_ref().unwrap().expose(), "admin:planted");
     assert!(!format!("{request:?}").contains("planted"));
-    let owned = Ownership::Unowned.take(request, Timestamp(1)).unwrap();
+    let owned = Ownership::Unowned.take(request, Timestamp(1), 7).unwrap();
     let stored = serde_json::to_string(&owned).unwrap();
     assert!(!stored.contains("planted") && !stored.contains("admin"), "{stored}");
     assert_eq!(serde_json::from_str::<Ownership>(&stored).unwrap(), owned);
@@ -142,7 +149,7 @@ proptest::proptest! {
         let mut state = Ownership::Unowned;
         for (who, takes) in steps {
             let id = ManagerId::parse(&format!("{who}f")).unwrap();
-            let next = if takes { state.take(request(id.as_str()), Timestamp(1)) } else { state.release(&id) };
+            let next = if takes { state.take(request(id.as_str()), Timestamp(1), 7) } else { state.release(&id) };
             let free_or_own = state.owner().is_none_or(|owner| owner.manager == id);
             proptest::prop_assert_eq!(next.is_ok(), free_or_own && (takes || state.owner().is_some()));
             if let Ok(next) = next {

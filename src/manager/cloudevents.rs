@@ -184,16 +184,16 @@ impl<'a> Body<'a> {
         });
     }
 
-    /// What one object's figures were at a moment.
-    pub fn sample(&mut self, at: Timestamp, interval_s: u32, object: &ObjectFigures) {
+    /// What one object's figures were at a moment. The number is that moment too, unless the clock was set back.
+    pub fn sample(&mut self, (number, at): (u64, Timestamp), interval_s: u32, object: &ObjectFigures) {
         self.push(&Envelope {
             specversion: "1.0",
-            id: format!("{}-{}", at.0, object.object),
+            id: format!("{number}-{}", object.object),
             source: self.source,
             kind: "dom0d.statistics".to_owned(),
             subject: object.object.to_string(),
             time: at.to_string(),
-            sequence: Some(at.0.to_string()),
+            sequence: Some(number.to_string()),
             severity: None,
             traceparent: None,
             datacontenttype: "application/json",
@@ -272,7 +272,7 @@ mod tests {
         };
         let mut body = Body::new("urn:uuid:5", "ab12");
         body.gap(Stream::Statistics, Gap { from: 5, to: 9 }, Timestamp(10));
-        body.sample(Timestamp(10), 20, &object);
+        body.sample((10, Timestamp(10)), 20, &object);
         let list = written(body);
         assert_eq!(list[0]["id"], "statistics-gap-5");
         assert_eq!(list[0]["data"], json!({"stream": "statistics", "from": 5, "to": 9}));

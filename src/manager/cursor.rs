@@ -1,6 +1,7 @@
 //! How far each stream has come, on disk.
 
 use super::source::Stream;
+use super::target::Target;
 use crate::model::Timestamp;
 use crate::store::{Store, StoreError, Table, Txn};
 use serde::{Deserialize, Serialize};
@@ -37,18 +38,15 @@ pub enum Told {
 pub struct Learned {
     pub sha256: String,
     pub manager: String,
-    pub since: Timestamp,
+    /// A later `take_ownership` of the same manager forgets it: its certificate may be another by then.
+    pub taken: Timestamp,
 }
 
 impl Learned {
-    /// Of the place `host:port` that this manager gave.
-    pub(super) async fn load(
-        store: &Store,
-        place: &str,
-        (manager, since): (&str, Timestamp),
-    ) -> Result<Option<Self>, StoreError> {
-        let known = store.get(&LEARNED, place).await?;
-        Ok(known.filter(|known| known.manager == manager && known.since == since))
+    /// Of the host and port of this URL.
+    pub(super) async fn load(store: &Store, target: &Target, url: &str) -> Result<Option<Self>, StoreError> {
+        let known = store.get(&LEARNED, target.place(url).as_str()).await?;
+        Ok(known.filter(|known| known.manager == target.manager && known.taken == target.taken))
     }
 
     pub(super) fn put(&self, txn: &mut Txn, place: &str) {
@@ -70,7 +68,7 @@ impl Cursor {
     }
 
     pub(super) async fn save(&self, store: &Store, stream: Stream) -> Result<(), StoreError> {
-        let mut txn = Txn::new();
+        let mut txn = Txn::essential();
         self.put(&mut txn, stream);
         store.commit(txn).await.map(drop)
     }

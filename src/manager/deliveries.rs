@@ -1,9 +1,10 @@
 //! Both streams together, as the rest of the house sees them.
 
 use super::cloudevents::{self, Body};
+use super::cursor::Learned;
 use super::runner::{Runner, State, Status};
 use super::source::{Source, Stream};
-use super::target::Target;
+use super::target::{Target, Wanted};
 use crate::config;
 use crate::event::Log;
 use crate::model::Timestamp;
@@ -91,7 +92,7 @@ pub struct Probe {
 /// The deliveries. Dropped, they end.
 pub struct Deliveries {
     parts: Arc<Parts>,
-    targets: watch::Sender<Option<Arc<Target>>>,
+    targets: watch::Sender<Wanted>,
     lines: Vec<Line>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -100,7 +101,8 @@ impl Deliveries {
     /// Starts both streams, which wait for a target.
     pub fn start(parts: Parts, events: Arc<dyn Source>, statistics: Arc<dyn Source>) -> Self {
         let parts = Arc::new(parts);
-        let targets = watch::Sender::new(None);
+        let learning = Arc::default();
+        let targets = watch::Sender::new(Wanted::Unknown);
         let (mut lines, mut tasks) = (Vec::new(), Vec::new());
         for (stream, source) in [(Stream::Events, events), (Stream::Statistics, statistics)] {
             let line = Line { stream, source, status: Arc::default(), kick: Arc::default() };
@@ -108,6 +110,7 @@ impl Deliveries {
                 stream,
                 source: Arc::clone(&line.source),
                 parts: Arc::clone(&parts),
+                learning: Arc::clone(&learning),
                 targets: targets.subscribe(),
                 status: Arc::clone(&line.status),
                 kick: Arc::clone(&line.kick),
@@ -129,11 +132,15 @@ impl Deliveries {
 
     /// From now on to this manager; `None`: to nobody.
     pub fn set_target(&self, target: Option<Target>) {
-        self.targets.send_replace(target.map(Arc::new));
+        let wanted = target.map_or(Wanted::Nobody, |target| Wanted::Manager(Arc::new(target)));
+        self.targets.send_replace(wanted);
     }
 
     pub fn target(&self) -> Option<Arc<Target>> {
-        self.targets.borrow().clone()
+        match &*self.targets.borrow() {
+            Wanted::Manager(target) => Some(Arc::clone(target)),
+            Wanted::Unknown | Wanted::Nobody => None,
+        }
     }
 
     /// Each stream's state.
@@ -169,10 +176,12 @@ impl Deliveries {
 
     async fn probe_one(&self, target: &Target, line: &Line) -> Result<(), String> {
         let url = target.url(line.stream).ok_or("the manager gave no URL for it")?;
-        let learned = line.status.lock().unwrap_or_else(PoisonError::into_inner).learned.clone();
+        let learned =
+            Learned::load(&self.parts.store, target, url).await.map_err(|error| error.to_string())?;
+        let learned = learned.as_ref().map(|learned| learned.sha256.as_str());
         let settings = &self.parts.settings;
         let (destination, _) =
-            target.destination(url, settings, learned.as_deref()).map_err(|error| error.to_string())?;
+            target.destination(url, settings, learned).map_err(|error| error.to_string())?;
         let mut carrier = self.parts.connect.open(destination).map_err(|error| error.to_string())?;
         let mut body = Body::new(&target.source, "test");
         body.test(line.stream, Timestamp::now());

@@ -39,4 +39,4 @@ pub use events::EventSource;
 pub use runner::{State, Status};
 pub use samples::{Outbox, SampleSource, time_of as sample_time};
 pub use source::{Batch, Gap, Limit, Source, Stream};
-pub use target::{Place, Target, TargetError};
+pub use target::{Place, Target, TargetError, Wanted};

@@ -8,7 +8,7 @@ use super::cursor::{Cursor, Learned, Told};
 use super::deliveries::{Carrier, Parts};
 use super::pace::Pace;
 use super::source::{Batch, Gap, Source, SourceError, Stream};
-use super::target::{Place, Seen, Target};
+use super::target::{Seen, Target, Wanted};
 use crate::event::{Event, Kind, kind};
 use crate::model::Timestamp;
 use crate::store::{StoreError, Txn};
@@ -23,6 +23,12 @@ use tokio::time::Instant;
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A manager that could not be reached for so long is told of.
 const TELL_AFTER: Duration = Duration::from_secs(60);
+/// After a batch of few items the next one begins no sooner than this after it, so that a busy stream is not a POST an
+/// item.
+const GATHER: Duration = Duration::from_millis(10);
+const FEW: usize = 100;
+/// After so many failures in a row less is sent at once.
+const STUBBORN: u32 = 3;
 /// Between two tries if our own store does not answer.
 const OWN_TROUBLE: Duration = Duration::from_secs(5);
 
@@ -66,6 +72,8 @@ pub struct Status {
     pub failed: u64,
     pub failures: u32,
     pub last_ok: Option<Timestamp>,
+    /// When delivery to this place began in this life.
+    pub begun: Option<Timestamp>,
     pub last_error: String,
     pub next_try: Option<Timestamp>,
     /// The number of the newest item, and how many wait.
@@ -82,7 +90,9 @@ pub(super) struct Runner {
     pub stream: Stream,
     pub source: Arc<dyn Source>,
     pub parts: Arc<Parts>,
-    pub targets: watch::Receiver<Option<Arc<Target>>>,
+    /// Held while it is decided which certificate a manager is known by.
+    pub learning: Arc<tokio::sync::Mutex<()>>,
+    pub targets: watch::Receiver<Wanted>,
     pub status: Arc<Mutex<Status>>,
     /// Try now.
     pub kick: Arc<Notify>,
@@ -130,12 +140,23 @@ impl Runner {
         }
     }
 
-    /// Delivers to this target until it is another; never ends by itself.
-    async fn serve(&self, target: Option<Arc<Target>>) {
-        let Some((target, url)) =
-            target.as_deref().and_then(|target| Some((target, target.url(self.stream)?)))
-        else {
+    /// Delivers to whom it is wanted until that is another; never ends by itself.
+    async fn serve(&self, wanted: Wanted) {
+        let target = match &wanted {
+            Wanted::Unknown => return std::future::pending().await,
+            Wanted::Nobody => None,
+            Wanted::Manager(target) => Some(&**target),
+        };
+        let Some((target, url)) = target.and_then(|target| Some((target, target.url(self.stream)?))) else {
             self.tell(|status| *status = Status::default());
+            while let Err(error) = self.leave().await {
+                tracing::warn!(
+                    stream = self.stream.as_str(),
+                    error,
+                    "a manager that was left is not told of"
+                );
+                tokio::time::sleep(OWN_TROUBLE).await;
+            }
             return std::future::pending().await;
         };
         loop {
@@ -156,34 +177,72 @@ impl Runner {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// An event together with what it says of the cursor: both or none.
     async fn publish(&self, event: Event, cursor: &Cursor, mut txn: Txn) -> Result<(), StoreError> {
-        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.clone());
         cursor.put(&mut txn, self.stream);
-        self.parts.log.publish_with(&event, txn).await.map(drop)
+        self.parts.log.publish_with(&event, txn).await?;
+        self.moved_to(cursor);
+        Ok(())
+    }
+
+    fn moved_to(&self, cursor: &Cursor) {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.clone());
+    }
+
+    /// The cursor as it moved on in this life, else as it is on disk.
+    async fn last(&self) -> Result<Option<Cursor>, String> {
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match moved {
+            Some(moved) => Ok(Some(moved)),
+            None => Cursor::load(&self.parts.store, self.stream).await.map_err(|error| error.to_string()),
+        }
+    }
+
+    /// Nothing is delivered any more: a trouble that was told is over with that.
+    async fn leave(&self) -> Result<(), String> {
+        let Some(mut cursor) = self.last().await?.filter(|cursor| cursor.told != Told::Nothing) else {
+            return Ok(());
+        };
+        cursor.told = Told::Nothing;
+        self.publish(self.left(), &cursor, Txn::essential()).await.map_err(|error| error.to_string())
+    }
+
+    fn left(&self) -> Event {
+        self.event(
+            kind::MANAGER_LEFT,
+            "nothing is delivered any more to the manager that could not be reached",
+        )
+    }
+
+    fn event(&self, kind: Kind, text: &str) -> Event {
+        Event::new(kind, format!("manager/{}", self.stream.as_str()), text)
     }
 }
 
 impl<'a> Delivery<'a> {
     async fn begin(runner: &'a Runner, target: &'a Target, url: &'a str) -> Result<Self, String> {
-        let moved = runner.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let stored = match moved {
-            Some(moved) => Some(moved),
-            None => Cursor::load(&runner.parts.store, runner.stream).await.map_err(|e| e.to_string())?,
-        };
         let same = |cursor: &Cursor| cursor.manager == target.manager && cursor.since == target.since;
-        let cursor = match stored.filter(same) {
-            Some(cursor) => cursor,
-            None => {
-                let number = runner.source.start(target.since).await.map_err(|e| e.to_string())?;
+        let cursor = match runner.last().await? {
+            Some(cursor) if same(&cursor) => cursor,
+            other => {
+                let number = runner.source.start(target.from_event);
                 let cursor = Cursor::new(&target.manager, target.since, number);
-                cursor.save(&runner.parts.store, runner.stream).await.map_err(|e| e.to_string())?;
+                let told = other.is_some_and(|other| other.told != Told::Nothing);
+                let written = match told {
+                    true => runner.publish(runner.left(), &cursor, Txn::essential()).await,
+                    false => cursor.save(&runner.parts.store, runner.stream).await,
+                };
+                written.map_err(|error| error.to_string())?;
+                runner.moved_to(&cursor);
                 cursor
             }
         };
+        runner.source.taken(cursor.number);
         runner.tell(|status| {
             status.state = State::Idle;
             url.clone_into(&mut status.url);
             status.number = cursor.number;
+            status.begun = Some(Timestamp::now());
         });
         let (pace, saved) = (Pace::default(), None);
         Ok(Self { runner, target, url, cursor, pace, save_at: None, saved, failing_since: None })
@@ -243,7 +302,12 @@ impl<'a> Delivery<'a> {
         let mut fetch = source.next(self.cursor.number, self.pace.limit());
         loop {
             let batch = self.wait(&mut fetch).await?;
+            if seen.is_some() && self.learned().await?.is_some() {
+                // The other stream has met the manager meanwhile: this one holds to what that has seen.
+                return Ok(());
+            }
             self.runner.tell(|status| status.state = State::Sending);
+            let begun = Instant::now();
             // Read while this one is on its way, and once, however often this one is sent.
             fetch = source.next(batch.last, self.pace.limit());
             let mut ready = None;
@@ -265,13 +329,22 @@ impl<'a> Delivery<'a> {
                 continue;
             }
             let more = ready.is_some();
-            if let Some(read) = ready {
-                fetch = std::future::ready(read).boxed();
+            let few = |batch: &Batch| batch.items < FEW;
+            let gather = few(&batch) && ready.as_ref().is_none_or(|read| read.as_ref().is_ok_and(few));
+            if let Some(seen) = seen.take() {
+                // Taken only if it was the one whom we know, or if nobody was known; sent again to that one else.
+                if self.learn(&seen).await? {
+                    self.taken(&batch, more).await?;
+                }
+                return Ok(());
             }
             self.taken(&batch, more).await?;
-            if let Some(seen) = seen.take() {
-                self.learn(&seen).await?;
-                return Ok(());
+            if gather {
+                // Those that come one by one go together; what was read of them is read again.
+                tokio::time::sleep_until(begun + GATHER).await;
+                fetch = source.next(self.cursor.number, self.pace.limit());
+            } else if let Some(read) = ready {
+                fetch = std::future::ready(read).boxed();
             }
         }
     }
@@ -294,10 +367,6 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    fn moved(&self) {
-        *self.runner.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.cursor.clone());
-    }
-
     async fn save(&mut self) -> Result<(), SourceError> {
         self.cursor.save(&self.runner.parts.store, self.runner.stream).await.map_err(own)?;
         (self.save_at, self.saved) = (None, Some(Instant::now()));
@@ -306,7 +375,8 @@ impl<'a> Delivery<'a> {
 
     async fn taken(&mut self, batch: &Batch, more: bool) -> Result<(), SourceError> {
         self.cursor.number = batch.last;
-        self.moved();
+        self.runner.moved_to(&self.cursor);
+        self.runner.source.taken(batch.last);
         self.pace.taken();
         self.failing_since = None;
         let items = u64::try_from(batch.items).unwrap_or(u64::MAX);
@@ -325,8 +395,8 @@ impl<'a> Delivery<'a> {
         });
         if self.cursor.told != Told::Nothing {
             self.cursor.told = Told::Nothing;
-            let event = self.event(kind::MANAGER_REACHABLE, "the manager takes what is sent again");
-            self.runner.publish(event, &self.cursor, Txn::new()).await.map_err(own)?;
+            let event = self.runner.event(kind::MANAGER_REACHABLE, "the manager takes what is sent again");
+            self.runner.publish(event, &self.cursor, Txn::essential()).await.map_err(own)?;
             (self.save_at, self.saved) = (None, Some(Instant::now()));
             return Ok(());
         }
@@ -342,7 +412,10 @@ impl<'a> Delivery<'a> {
 
     /// Waits for the next try. Whether it is to be a smaller one.
     async fn failed(&mut self, error: &PostError, items: usize) -> Result<bool, SourceError> {
-        let too_much = matches!(error, PostError::Timeout(_) | PostError::Status(413));
+        // A proxy may say anything to a body that it does not like: if it goes on, less is tried.
+        let stubborn = self.pace.failures() >= STUBBORN
+            && matches!(error, PostError::Broken(_) | PostError::Status(400..=499 | 502 | 504));
+        let too_much = stubborn || matches!(error, PostError::Timeout(_) | PostError::Status(413));
         let wait = self.pace.failed(too_much, items, chance());
         let now = Timestamp::now();
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -365,11 +438,11 @@ impl<'a> Delivery<'a> {
             self.cursor.told = trouble;
             let text = format!("{} are not delivered to {}: {error}", self.runner.stream.as_str(), self.url);
             let event = match impostor {
-                true => self.event(kind::MANAGER_REFUSED, &text),
-                false => self.event(kind::MANAGER_UNREACHABLE, &text),
+                true => self.runner.event(kind::MANAGER_REFUSED, &text),
+                false => self.runner.event(kind::MANAGER_UNREACHABLE, &text),
             };
             tracing::warn!(stream = self.runner.stream.as_str(), url = self.url, %error, "the manager is not reached");
-            self.runner.publish(event, &self.cursor, Txn::new()).await.map_err(own)?;
+            self.runner.publish(event, &self.cursor, Txn::essential()).await.map_err(own)?;
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -378,35 +451,30 @@ impl<'a> Delivery<'a> {
         Ok(too_much)
     }
 
-    fn place(&self) -> String {
-        Place::parse(self.url).map(|place| place.authority()).unwrap_or_default()
-    }
-
     async fn learned(&self) -> Result<Option<Learned>, SourceError> {
-        let owner = (self.target.manager.as_str(), self.target.since);
-        Learned::load(&self.runner.parts.store, &self.place(), owner).await.map_err(own)
+        Learned::load(&self.runner.parts.store, self.target, self.url).await.map_err(own)
     }
 
     /// The certificate that was seen at the first connection is the only one from now on, unless the other stream has
-    /// seen one before.
-    async fn learn(&mut self, seen: &Seen) -> Result<(), SourceError> {
-        let Some(sha256) = seen.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return Ok(()) };
-        if self.learned().await?.is_some() {
-            return Ok(());
+    /// seen one before. Whether it is the one that holds.
+    async fn learn(&mut self, seen: &Seen) -> Result<bool, SourceError> {
+        let Some(sha256) = seen.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
+            return Ok(true);
+        };
+        let _one_at_a_time = self.runner.learning.lock().await;
+        if let Some(known) = self.learned().await? {
+            return Ok(known.sha256 == sha256);
         }
         let text = format!(
             "the manager gave no certificate; the one seen at {} is pinned from now on: SHA-256 {sha256}",
             self.url
         );
-        let learned = Learned { sha256, manager: self.target.manager.clone(), since: self.target.since };
-        let mut txn = Txn::new();
-        learned.put(&mut txn, &self.place());
-        let event = self.event(kind::MANAGER_CERTIFICATE_LEARNED, &text);
-        self.runner.publish(event, &self.cursor, txn).await.map_err(own)
-    }
-
-    fn event(&self, kind: Kind, text: &str) -> Event {
-        Event::new(kind, format!("manager/{}", self.runner.stream.as_str()), text)
+        let learned = Learned { sha256, manager: self.target.manager.clone(), taken: self.target.taken };
+        let mut txn = Txn::essential();
+        learned.put(&mut txn, &self.target.place(self.url));
+        let event = self.runner.event(kind::MANAGER_CERTIFICATE_LEARNED, &text);
+        self.runner.publish(event, &self.cursor, txn).await.map_err(own)?;
+        Ok(true)
     }
 }
 

@@ -18,9 +18,13 @@ use tokio::time::Instant;
 /// Sweeps that wait at most, and figures in all of them together: some 5 MB.
 const MOST_SWEEPS: usize = 30;
 const MOST_FIGURES: usize = 100_000;
+/// Sweeps come every ten seconds.
+const MOST_EARLY: Duration = Duration::from_secs(5);
 /// The lower bits of a number: objects of the sweep that are sent; all of these: the whole sweep.
 const PART_BITS: u32 = 16;
 const WHOLE: u64 = (1 << PART_BITS) - 1;
+/// A number has no room for a later time; no clock goes so far.
+const MOST_MS: u64 = u64::MAX >> (PART_BITS + 1);
 /// So many objects are written without giving way to others.
 const AT_ONCE: usize = 64;
 
@@ -68,6 +72,8 @@ struct Waiting {
     samples: VecDeque<Sample>,
     figures: usize,
     last: Option<(u64, Instant)>,
+    /// No number may be less than of this time: what was sent before, perhaps when the clock was ahead.
+    least_ms: u64,
 }
 
 /// Sweeps on their way.
@@ -96,13 +102,14 @@ impl Outbox {
     pub fn offer(&self, sweep: &Arc<Sweep>, interval: Duration) {
         let mut waiting = self.lock();
         // A sweep comes a little early or late: the nearest one is taken.
-        let early = interval / 8;
+        let early = (interval / 8).min(MOST_EARLY);
         let due = |last: Instant| sweep.instant.saturating_duration_since(last) + early >= interval;
         if waiting.last.is_some_and(|(_, instant)| !due(instant)) {
             return;
         }
         let previous_ms = waiting.last.map(|(at_ms, _)| at_ms);
-        let at_ms = previous_ms.map_or(sweep.at.0, |before| sweep.at.0.max(before + 1));
+        let at_ms = sweep.at.0.max(waiting.least_ms).min(MOST_MS);
+        waiting.least_ms = at_ms.saturating_add(1);
         waiting.last = Some((at_ms, sweep.instant));
         waiting.figures += figures(sweep);
         waiting.samples.push_back(Sample { at_ms, previous_ms, interval, sweep: Arc::clone(sweep) });
@@ -117,6 +124,7 @@ impl Outbox {
 
     fn forget(&self, taken: u64) {
         let mut waiting = self.lock();
+        waiting.least_ms = waiting.least_ms.max(split(taken).0.saturating_add(1));
         while waiting.samples.front().is_some_and(|sample| whole(sample.at_ms) <= taken) {
             waiting.drop_oldest();
         }
@@ -161,7 +169,7 @@ impl SampleSource {
         let mut items = 0;
         for object in objects.iter().skip(begin).take(limit.items) {
             let before = body.len();
-            body.sample(Timestamp(sample.at_ms), interval_s, object);
+            body.sample((sample.at_ms, sample.sweep.at), interval_s, object);
             if items > 0 && body.len() > limit.bytes {
                 body.cut_back(before);
                 break;
@@ -183,7 +191,6 @@ impl SampleSource {
 impl Source for SampleSource {
     fn next(&self, after: u64, limit: Limit) -> BoxFuture<'_, Result<Batch, SourceError>> {
         async move {
-            self.outbox.forget(after);
             let mut newest = self.outbox.newest.subscribe();
             loop {
                 newest.mark_unchanged();
@@ -208,9 +215,12 @@ impl Source for SampleSource {
     }
 
     /// From now on: what was measured before belonged to nobody.
-    fn start(&self, since: Timestamp) -> BoxFuture<'_, Result<u64, SourceError>> {
-        let begin = self.newest().max(whole(since.0.saturating_sub(1)));
-        async move { Ok(begin) }.boxed()
+    fn start(&self, _: Option<u64>) -> u64 {
+        self.newest()
+    }
+
+    fn taken(&self, number: u64) {
+        self.outbox.forget(number);
     }
 }
 
@@ -306,6 +316,19 @@ mod tests {
         assert_eq!(source.next(whole(8_970_000), MANY).await.unwrap().gap, None, "no longer than usual");
         let torn = source.next((8_990_000 << PART_BITS) | 3, MANY).await.unwrap();
         assert_eq!(torn.gap, Some(Gap { from: 8_990_000, to: 8_999_999 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cursor_of_a_clock_that_was_ahead_does_not_stop_the_stream() {
+        let (outbox, source) = source();
+        let cursor = whole(9_000_000);
+        source.taken(cursor);
+        let sweep = sweep(1_000_000, 1, Instant::now());
+        outbox.offer(&sweep, EVERY);
+        let batch = source.next(cursor, MANY).await.unwrap();
+        let items: Vec<Value> = serde_json::from_slice(&batch.body).unwrap();
+        assert_eq!((items[0]["sequence"].as_str(), batch.last > cursor), (Some("9000001"), true));
+        assert_eq!(items[0]["time"], Timestamp(1_000_000).to_string());
     }
 
     #[tokio::test(start_paused = true)]

@@ -63,6 +63,10 @@ pub trait Source: Send + Sync + 'static {
     /// How many wait behind a number.
     fn behind(&self, after: u64) -> u64;
 
-    /// Where a manager begins that has taken nothing yet and owns us since then.
-    fn start(&self, since: crate::model::Timestamp) -> BoxFuture<'_, Result<u64, SourceError>>;
+    /// Where a manager begins that has taken nothing yet. `from`: the number of the newest event when it became our
+    /// owner, if that is known.
+    fn start(&self, from: Option<u64>) -> u64;
+
+    /// The manager has taken all up to this number, in this life or in an earlier one.
+    fn taken(&self, number: u64);
 }

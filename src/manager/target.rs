@@ -11,8 +11,11 @@ use std::sync::{Arc, Mutex};
 pub struct Target {
     /// Its id; another id begins anew.
     pub manager: String,
-    /// From when on it gets events.
+    /// Since when it owns us, and when it said so last.
     pub since: Timestamp,
+    pub taken: Timestamp,
+    /// The number of the newest event when it became our owner.
+    pub from_event: Option<u64>,
     /// Who we are to it: `urn:uuid:…`.
     pub source: String,
     pub event_url: Option<String>,
@@ -21,6 +24,15 @@ pub struct Target {
     pub pin: Option<Vec<u8>>,
     /// What we show; `Err` says why there is nothing to show.
     pub identity: Result<TlsIdentity, String>,
+}
+
+/// Whom to deliver to, as far as it is known.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// The agent has just begun.
+    Unknown,
+    Nobody,
+    Manager(Arc<Target>),
 }
 
 /// Why nothing is delivered although there is a URL. Settings or another `take_ownership` mend it, no trying.
@@ -86,17 +98,15 @@ impl Place {
     }
 }
 
-impl Place {
-    /// `host:port`
-    pub(super) fn authority(&self) -> String {
-        format!("{}:{}", self.host, self.port)
-    }
-}
-
 /// Where the certificate is left that was seen at a first connection to a manager without a pin.
 pub(super) type Seen = Arc<Mutex<Option<String>>>;
 
 impl Target {
+    /// `host:port` of a URL, by which its certificate is known.
+    pub(super) fn place(&self, url: &str) -> String {
+        Place::parse(url).map(|place| format!("{}:{}", place.host, place.port)).unwrap_or_default()
+    }
+
     pub fn url(&self, stream: Stream) -> Option<&str> {
         match stream {
             Stream::Events => self.event_url.as_deref(),
@@ -165,6 +175,8 @@ mod tests {
         Target {
             manager: "a".to_owned(),
             since: Timestamp(0),
+            taken: Timestamp(0),
+            from_event: None,
             source: "urn:uuid:0".to_owned(),
             event_url: None,
             statistic_url: None,

@@ -29,6 +29,8 @@ enum Mood {
     Impostor,
     /// Takes no more than so many items at once.
     TakesUpTo(usize),
+    /// The same, but says nothing and closes.
+    Chokes(usize),
 }
 
 #[derive(Default)]
@@ -117,7 +119,8 @@ impl Carrier for Way {
         };
         match mood {
             Mood::Takes => take(items),
-            Mood::TakesUpTo(most) if items.len() <= most => take(items),
+            Mood::TakesUpTo(most) | Mood::Chokes(most) if items.len() <= most => take(items),
+            Mood::Chokes(_) => return Err(PostError::Broken("reset".to_owned())),
             Mood::TakesUpTo(_) => return Err(PostError::Status(413)),
             Mood::Absent => unreachable!("answered above, before anything was read"),
             Mood::Status(status) => return Err(PostError::Status(status)),
@@ -150,6 +153,8 @@ fn target(manager: &str, since: Timestamp) -> Target {
     Target {
         manager: manager.to_owned(),
         since,
+        taken: since,
+        from_event: Some(0),
         source: "urn:uuid:1".to_owned(),
         event_url: Some("https://manager/events".to_owned()),
         statistic_url: Some("https://manager/statistics".to_owned()),
@@ -273,12 +278,56 @@ async fn whatever_a_manager_does_nothing_is_lost_and_the_order_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_manager_that_takes_little_at_once_gets_it_in_little_pieces() {
+    for mood in [Mood::TakesUpTo(1), Mood::Chokes(2)] {
+        let manager = Manager::new();
+        manager.events.send_replace(mood);
+        let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
+        agent.happens(40).await;
+        agent.all_taken().await;
+        assert_whole(&manager, agent.log.last().0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trouble_that_was_told_is_over_when_the_manager_is_left_or_another_one_comes() {
+    for next in [None, Some(target("b", Timestamp(5)))] {
+        let manager = Manager::new();
+        manager.events.send_replace(Mood::Absent);
+        let store = Store::memory();
+        let agent = Agent::owned(store.clone(), &manager, 10_000).await;
+        agent.happens(1).await;
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert_eq!(agent.log.last().0, 2, "it was told");
+        // Also over a restart, at which it is not known at once whom to deliver to.
+        agent.stop.cancel();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let agent = Agent::start(store, &manager, 10_000).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(agent.log.last().0, 2);
+        manager.events.send_replace(Mood::Takes);
+        agent.deliveries.set_target(next);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let page = agent.log.list(&crate::event::Query { limit: 10, ..Default::default() }).await.unwrap();
+        assert_eq!(page.events.last().unwrap().1.kind, kind::MANAGER_LEFT);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sample_is_kept_until_it_was_taken_whatever_becomes_of_its_post() {
     let manager = Manager::new();
-    manager.events.send_replace(Mood::TakesUpTo(1));
     let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
-    agent.happens(40).await;
-    agent.all_taken().await;
-    assert_eq!(manager.numbers(), (1..=40).collect::<Vec<_>>());
+    for mood in [Mood::Hangs, Mood::TakesUpTo(0), Mood::Status(500)] {
+        manager.statistics.send_replace(mood);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        agent.outbox.offer(&sweep(), Duration::ZERO);
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert!(agent.status(Stream::Statistics).failures > 0);
+        manager.statistics.send_replace(Mood::Takes);
+        agent.all_taken().await;
+    }
+    let book = manager.book.lock().unwrap();
+    let kinds: Vec<&str> = book.statistics.iter().map(|item| item["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["dom0d.statistics"; 3]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -352,7 +401,7 @@ async fn another_manager_begins_with_its_ownership_and_the_same_one_goes_on() {
     let mut after = event(11);
     after.time = Timestamp(since.0 + 1);
     agent.log.publish(&after).await.unwrap();
-    agent.deliveries.set_target(Some(target("b", since)));
+    agent.deliveries.set_target(Some(Target { from_event: Some(10), ..target("b", since) }));
     agent.all_taken().await;
     assert_eq!(manager.numbers(), [1, 2, 3, 4, 5, 11]);
     let old = agent.store.clone();

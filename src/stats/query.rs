@@ -8,8 +8,8 @@ use super::sweep::Object;
 use crate::model::Timestamp;
 use std::io;
 
-/// Points in one answer.
-pub const MAX_POINTS: u64 = 1000;
+/// Nothing is kept for longer.
+const MAX_STEP_S: u64 = 366 * 86_400;
 
 /// What is asked for. Times in seconds since 1970.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +18,7 @@ pub struct Question {
     pub series: SeriesKey,
     pub from_s: u64,
     pub to_s: u64,
-    /// Seconds between two points; 0: as fine as it is kept, but no more points than [`MAX_POINTS`].
+    /// Seconds between two points; 0: as fine as it is kept.
     pub step_s: u64,
 }
 
@@ -41,8 +41,8 @@ pub enum QueryError {
     NoSeries { object: Object, series: SeriesKey, has: String },
     #[error("the time ends before it begins")]
     Backward,
-    #[error("{0} points are asked for; allowed: at most {MAX_POINTS}, so a step of {1} s or more, or step 0")]
-    TooMany(u64, u64),
+    #[error("a step of {0} s; allowed: up to {MAX_STEP_S}, a year")]
+    Step(u64),
     #[error("the history cannot be read: {0}")]
     Io(#[from] io::Error),
 }
@@ -72,18 +72,17 @@ impl Grain {
         }
     }
 
-    /// The finest that reaches back so far and gives no more points than allowed; or than fit the step.
+    /// The finest that reaches back so far, or that says no value so often that it is much work for nothing. None has more
+    /// rows than there are days in a year, so no answer is longer.
     fn of(question: &Question, now_s: u64) -> Self {
-        let span = question.to_s.saturating_sub(question.from_s);
         let age = now_s.saturating_sub(question.from_s);
         let fits = |grain: &&Self| match question.step_s {
-            0 => span / grain.seconds() <= MAX_POINTS,
-            // One that is coarser than the step would say the same value twice.
+            0 => true,
             step => grain.seconds() * 60 > step,
         };
         let reaches = |grain: &&Self| age <= grain.reach_s();
         let coarsest = Self::Kept(Tier::Day);
-        let found = GRAINS.iter().filter(reaches).find(fits).or_else(|| GRAINS.iter().find(reaches));
+        let found = GRAINS.iter().filter(reaches).find(fits).or_else(|| GRAINS.iter().rfind(reaches));
         found.copied().unwrap_or(coarsest)
     }
 }
@@ -100,6 +99,9 @@ impl History {
         if question.to_s < question.from_s {
             return Err(QueryError::Backward);
         }
+        if question.step_s > MAX_STEP_S {
+            return Err(QueryError::Step(question.step_s));
+        }
         let known = self.known(question.object)?.ok_or(QueryError::NoObject(question.object))?;
         let column = known.column(&question.series).ok_or_else(|| QueryError::NoSeries {
             object: question.object,
@@ -111,12 +113,11 @@ impl History {
             0 => grain.seconds(),
             step => step.max(grain.seconds()).next_multiple_of(grain.seconds()),
         };
-        let from_s = question.from_s / step_s * step_s;
+        // Nothing reaches further back, nor into the future.
+        let now_s = now.0 / 1000;
+        let from_s = question.from_s.max(now_s.saturating_sub(MAX_STEP_S)) / step_s * step_s;
+        let question = &Question { to_s: question.to_s.min(now_s).max(from_s), ..question.clone() };
         let points = (question.to_s - from_s) / step_s + 1;
-        if points > MAX_POINTS {
-            let least = (question.to_s - from_s) / MAX_POINTS + 1;
-            return Err(QueryError::TooMany(points, least.next_multiple_of(grain.seconds())));
-        }
         let values = (0..points).map(|point| mean(&known, column, grain, from_s + point * step_s, step_s));
         Ok(Answer { from_s, step_s, resolution_s: grain.seconds(), values: values.collect() })
     }

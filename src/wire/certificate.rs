@@ -50,6 +50,11 @@ pub fn fingerprint(der: &[u8]) -> String {
     text
 }
 
+/// Whether a certificate (DER) may issue others.
+pub(super) fn is_ca(der: &[u8]) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.is_ca())
+}
+
 /// What a certificate is shown for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Usage {

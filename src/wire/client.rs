@@ -5,7 +5,7 @@
 //! when it is certain that the first was never sent, so that no change is made twice. Answers are as bounded as
 //! requests are: the other end is a stranger too.
 
-use super::certificate::{Usage, accepts_fingerprint};
+use super::certificate::{Usage, accepts_fingerprint, is_ca};
 use super::http::TRACEPARENT;
 use super::tls::{TlsError, TlsIdentity, provider};
 use super::upgrade::Stream;
@@ -348,7 +348,8 @@ pub(super) fn client_config(
         ServerTrust::Pinned { der } => pinned(Pin::Der(der.clone(), None)),
         // One that is no CA (or an old one, which the library refuses as an anchor) is matched and no more.
         ServerTrust::PinnedOrIssued { der } => {
-            pinned(Pin::Der(der.clone(), issued_by(der, &provider).ok().map(|by| by as _)))
+            let issuer = is_ca(der).then(|| issued_by(der, &provider).ok()).flatten();
+            pinned(Pin::Der(der.clone(), issuer.map(|by| by as _)))
         }
         ServerTrust::Fingerprint { sha256 } => pinned(Pin::Fingerprint(sha256.clone())),
         ServerTrust::FirstSeen { seen } => pinned(Pin::FirstSeen(Arc::clone(seen))),
@@ -404,9 +405,12 @@ impl ServerCertVerifier for Pinned {
                 return issued.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
             }
             Pin::FirstSeen(seen) => {
+                // By the rule by which it is known from then on.
+                let sha256 = super::fingerprint(end_entity);
+                let accepted = accepts_fingerprint(&sha256, std::slice::from_ref(end_entity), Usage::Server);
                 let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                *seen = Some(super::fingerprint(end_entity));
-                true
+                *seen = accepted.then_some(sha256);
+                accepted
             }
             Pin::Fingerprint(sha256) => {
                 let chain: Vec<CertificateDer<'_>> =

@@ -38,6 +38,7 @@ pub enum PostError {
     /// The other end is not who it should be: its certificate is not the one that is pinned.
     #[error("the certificate shown is not the one that is pinned, nor issued by it for this name: {0}")]
     Certificate(rustls::Error),
+    /// It was connected, and did not take the body or did not answer.
     #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
     #[error("HTTP status {0}")]
@@ -110,6 +111,11 @@ impl Poster {
     ) -> Result<(), PostError> {
         // Taken out, so that a post that is dropped or fails leaves no half-used connection behind.
         let kept = self.connection.take().filter(|kept| kept.is_ready() && !kept.is_closed());
+        // Has deadlines of its own, which do not mean that the other end is slow to take a body.
+        let connection = match kept {
+            Some(kept) => kept,
+            None => self.connect().await?,
+        };
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = hyper::Method::POST;
         *request.uri_mut() = self.uri.clone();
@@ -118,7 +124,7 @@ impl Poster {
         map.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         map.insert(USER_AGENT, HeaderValue::from_static(concat!("dom0d/", env!("CARGO_PKG_VERSION"))));
         map.extend(headers.iter().cloned());
-        match tokio::time::timeout(patience, self.exchange(kept, request)).await {
+        match tokio::time::timeout(patience, exchange(connection, request)).await {
             Err(_) => Err(PostError::Timeout(patience)),
             Ok(Err(error)) => Err(error),
             Ok(Ok(connection)) => {
@@ -128,44 +134,20 @@ impl Poster {
         }
     }
 
-    async fn exchange(
-        &self,
-        kept: Option<SendRequest<Full<Bytes>>>,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Option<SendRequest<Full<Bytes>>>, PostError> {
-        let broken = |error: hyper::Error| PostError::Broken(error.to_string());
-        let mut connection = match kept {
-            Some(kept) => kept,
-            None => self.connect().await?,
-        };
-        let response = connection.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-        match status.as_u16() {
-            200..=299 => match body {
-                Ok(_) => Ok(Some(connection)),
-                Err(error) if error.is::<http_body_util::LengthLimitError>() => Ok(None),
-                Err(error) => Err(PostError::Broken(error.to_string())),
-            },
-            status @ 300..=399 => Err(PostError::Redirect(status)),
-            status => Err(PostError::Status(status)),
-        }
-    }
-
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, PostError> {
         let destination = (self.destination.host.as_str(), self.destination.port);
         let found = tokio::time::timeout(CONNECT, tokio::net::lookup_host(destination)).await;
         let addresses: Vec<SocketAddr> = match found {
             Ok(Ok(addresses)) => addresses.take(MAX_ADDRESSES).collect(),
             Ok(Err(error)) => return Err(PostError::Name(error.to_string())),
-            Err(_) => return Err(PostError::Timeout(CONNECT)),
+            Err(_) => return Err(PostError::Name(format!("no answer within {} s", CONNECT.as_secs()))),
         };
         let mut last = PostError::Name(self.destination.host.clone());
         for address in addresses {
             match tokio::time::timeout(CONNECT, self.connect_to(address)).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => last = error,
-                Err(_) => last = PostError::Timeout(CONNECT),
+                Err(_) => last = PostError::Connect(io::ErrorKind::TimedOut.into()),
             }
         }
         Err(last)
@@ -180,6 +162,26 @@ impl Poster {
                 greet(stream).await
             }
         }
+    }
+}
+
+/// `Ok`: it was taken, and the connection can be used again if it is there.
+async fn exchange(
+    mut connection: SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<Option<SendRequest<Full<Bytes>>>, PostError> {
+    let broken = |error: hyper::Error| PostError::Broken(error.to_string());
+    let response = connection.send_request(request).await.map_err(broken)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+    match status.as_u16() {
+        200..=299 => match body {
+            Ok(_) => Ok(Some(connection)),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => Ok(None),
+            Err(error) => Err(PostError::Broken(error.to_string())),
+        },
+        status @ 300..=399 => Err(PostError::Redirect(status)),
+        status => Err(PostError::Status(status)),
     }
 }
 

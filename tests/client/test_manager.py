@@ -168,7 +168,9 @@ class TheHistory(DaemonCase):
         self.assertFault("STATISTIC_NOT_FOUND", self.proxy.stats_query, name, "temperature", -60)
         self.assertFault("no series", self.proxy.stats_query, name, "no_such", -60)
         self.assertFault("allowed", self.proxy.stats_query, "vm/17", "memory", -60)
-        self.assertFault("points", self.proxy.stats_query, name, "memory", -86_400 * 300, 0, 10)
+        self.assertFault("a year", self.proxy.stats_query, name, "memory", -60, 0, 86_400 * 400)
+        year = self.proxy.stats_query(name, "memory", -86_400 * 364, 0, 10)
+        self.assertEqual((year["resolution_s"], len(year["values"]) <= 366), (86_400, True))
 
 
 if __name__ == "__main__":
