@@ -39,6 +39,8 @@ struct Inner {
     recent: HashMap<Object, Recent>,
     /// The last sweep.
     before: Option<Arc<Sweep>>,
+    /// Objects that have more series than are kept, of which it was told.
+    full: BTreeSet<Object>,
 }
 
 pub struct History {
@@ -230,7 +232,13 @@ impl History {
         }
         let columns = |object: Object| {
             let ring = self.file(object).and_then(|path| Ring::open(&path).ok().flatten());
-            (object, ring.map(|ring| ring.series().to_vec()).unwrap_or_default())
+            let series = match ring {
+                // Links and disks come and go: those of more than a year ago give way.
+                Some(ring) if ring.series().len() > MAX_SERIES / 2 => ring.live_series().unwrap_or_default(),
+                Some(ring) => ring.series().to_vec(),
+                None => Vec::new(),
+            };
+            (object, series)
         };
         new.into_iter().map(columns).collect()
     }
@@ -258,7 +266,10 @@ impl History {
             let kept = rates(figures, before, seconds);
             let mut columns = || known.remove(&figures.object).unwrap_or_default();
             let recent = inner.recent.entry(figures.object).or_insert_with(|| Recent::new(columns()));
-            recent.put(slot, kept, MAX_SERIES);
+            let left_out = recent.put(slot, kept, MAX_SERIES);
+            if left_out > 0 && inner.full.insert(figures.object) {
+                tracing::warn!(object = %figures.object, left_out, "too many series: no history is kept of these");
+            }
         }
         (over, written)
     }

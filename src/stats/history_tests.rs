@@ -269,6 +269,44 @@ fn a_file_that_is_damaged_or_cannot_be_written_costs_only_itself() {
 }
 
 #[test]
+fn of_too_many_series_those_of_the_object_itself_are_kept() {
+    let world = World::new();
+    let mut figures: Vec<Figure> =
+        (0..2 * MAX_SERIES).map(|n| figure("vif_rx_bytes", Some(&n.to_string()), n as f64)).collect();
+    figures.push(figure("memory", None, 5.0));
+    for n in 0..3 {
+        let sweep = Sweep {
+            at: Timestamp((BEGIN_S + n * 10) * 1000),
+            instant: world.origin + Duration::from_secs(n * 10),
+            took: Duration::ZERO,
+            objects: vec![ObjectFigures {
+                object: Object::Vm(vm()),
+                name: "web".into(),
+                domid: Some(DomId(3)),
+                figures: figures.clone(),
+            }],
+            problems: Vec::new(),
+        };
+        assert_eq!(world.history.record(&Arc::new(sweep)), 0);
+    }
+    let series = world.history.series(Object::Vm(vm())).unwrap();
+    assert_eq!(series.len(), MAX_SERIES);
+    assert!(series.contains(&SeriesKey::parse("memory").unwrap()));
+}
+
+#[test]
+fn columns_that_hold_nothing_any_more_give_way_at_the_next_start() {
+    let mut world = World::new();
+    let path = world.folder.path().join("stats").join(format!("vm-{}.ring", vm()));
+    let dead: Vec<SeriesKey> =
+        (0..MAX_SERIES).map(|n| SeriesKey::parse(&format!("vif_rx_bytes:{n}")).unwrap()).collect();
+    crate::stats::ring::Ring::create(&path, dead, None).unwrap();
+    world.until(240);
+    let series = world.history.series(Object::Vm(vm())).unwrap();
+    assert_eq!(series.len(), 2, "{series:?}");
+}
+
+#[test]
 fn files_of_vms_that_are_no_more_go_after_a_week() {
     let mut world = World::new();
     world.until(120);

@@ -38,8 +38,9 @@ impl Recent {
         self.newest
     }
 
-    /// Puts a row in. Series that were never seen get a column, up to `most`.
-    pub fn put(&mut self, slot: u32, values: Vec<(SeriesKey, f32)>, most: usize) {
+    /// Puts a row in. Series that were never seen get a column, up to `most`; those of the object itself before those of
+    /// its links and disks, of which there may be any number. Answers how many got none.
+    pub fn put(&mut self, slot: u32, values: Vec<(SeriesKey, f32)>, most: usize) -> usize {
         let mut row = vec![f32::NAN; self.series.len()];
         let mut new = Vec::new();
         let mut guess = 0;
@@ -54,10 +55,12 @@ impl Recent {
                     row[column] = value;
                     guess = column + 1;
                 }
-                None if self.series.len() + new.len() < most => new.push((key, value)),
-                None => {}
+                None => new.push((key, value)),
             }
         }
+        new.sort_by_key(|(key, _)| key.instance().is_some());
+        let left_out = new.len().saturating_sub(most.saturating_sub(self.series.len()));
+        new.truncate(new.len() - left_out);
         if !new.is_empty() {
             let (keys, more): (Vec<_>, Vec<_>) = new.into_iter().unzip();
             self.widen(keys);
@@ -68,6 +71,7 @@ impl Recent {
         self.slots[at] = slot;
         self.values[at * width..(at + 1) * width].copy_from_slice(&row);
         self.newest = slot;
+        left_out
     }
 
     fn widen(&mut self, keys: Vec<SeriesKey>) {

@@ -168,6 +168,18 @@ impl Ring {
         &self.series
     }
 
+    /// The series of which anything is known.
+    pub fn live_series(&self) -> io::Result<Vec<SeriesKey>> {
+        let mut live = vec![false; self.series.len()];
+        for tier in Tier::ALL {
+            let rows = self.rows(tier)?;
+            for row in rows.slots().iter().filter_map(|slot| rows.get(*slot)) {
+                live.iter_mut().zip(row).for_each(|(live, value)| *live |= value.is_finite());
+            }
+        }
+        Ok(self.series.iter().zip(live).filter(|(_, live)| *live).map(|(key, _)| key.clone()).collect())
+    }
+
     fn row_bytes(&self) -> usize {
         ROW_HEAD_BYTES + 4 * self.series.len()
     }
