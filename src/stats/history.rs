@@ -256,7 +256,7 @@ impl History {
         for figures in sweep.objects.iter().take(MAX_OBJECTS) {
             let before = before.as_ref().and_then(|before| before.object(figures.object));
             let kept = rates(figures, before, seconds);
-            let columns = || known.remove(&figures.object).unwrap_or_default();
+            let mut columns = || known.remove(&figures.object).unwrap_or_default();
             let recent = inner.recent.entry(figures.object).or_insert_with(|| Recent::new(columns()));
             recent.put(slot, kept, MAX_SERIES);
         }
