@@ -147,6 +147,13 @@ impl Home {
         client(&self.tls(), address)
     }
 
+    /// Where the daemon that was started last serves its metrics: a free port, which its log tells.
+    pub fn metrics(&self) -> SocketAddr {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap();
+        let told = log.split("metrics are served address=").nth(1).expect("the log tells the address");
+        told.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     pub fn tls(&self) -> PathBuf {
         self.state().join("tls")
     }

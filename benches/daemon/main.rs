@@ -15,6 +15,7 @@ mod daemon;
 mod history;
 mod jobs;
 mod memory;
+mod scrape;
 mod start;
 
 use daemon::say;
@@ -29,6 +30,7 @@ const FIGURES: &[Figure] = &[
     ("jobs", jobs::figures),
     ("memory", memory::figures),
     ("history", history::figures),
+    ("scrape", scrape::figures),
 ];
 
 fn main() {

@@ -12,7 +12,9 @@ use crate::{event, store};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 /// How often the disk is asked how much the store takes.
 const SIZE_EVERY: Duration = Duration::from_secs(60);
@@ -28,7 +30,7 @@ pub(super) struct Sources {
     /// Connections open now.
     pub(super) connections: Box<dyn Fn() -> usize + Send + Sync>,
     pub(super) lag: Arc<lag::Meter>,
-    pub(super) disk: Disk,
+    pub(super) disk: Arc<Disk>,
     pub(super) started: Timestamp,
     pub(super) newest: Newest,
 }
@@ -83,16 +85,17 @@ pub(super) fn connections(server: &Server) -> Box<dyn Fn() -> usize + Send + Syn
     Box::new(server.connection_counter())
 }
 
-/// What was last known of the store's folder.
+/// What was last known of the store's folder. A scrape reads that and does not touch the disk, which may hang.
 pub(super) struct Disk {
     folder: PathBuf,
-    size: Mutex<Option<(Instant, Option<u64>)>>,
+    /// What its files take.
+    bytes: Mutex<Option<u64>>,
     rows: Mutex<Option<Vec<(String, u64)>>>,
 }
 
 impl Disk {
     pub(super) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), size: Mutex::default(), rows: Mutex::default() }
+        Self { folder: folder.to_owned(), bytes: Mutex::default(), rows: Mutex::default() }
     }
 
     /// The rows as they were before the group that is being written, if one is.
@@ -105,16 +108,35 @@ impl Disk {
         figures
     }
 
-    /// Called on a thread that may block.
+    /// As last measured; `None`: it could not be, or was not yet.
     fn bytes(&self) -> Option<u64> {
-        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*size {
-            Some((at, bytes)) if at.elapsed() < SIZE_EVERY => *bytes,
-            _ => {
-                let bytes = taken(&self.folder);
-                *size = Some((Instant::now(), bytes));
-                bytes
+        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Measures at once and then again and again, until `stop`. One that hangs is waited for: it holds one thread, and no
+    /// other is begun.
+    pub(super) async fn measure(self: Arc<Self>, stop: CancellationToken) {
+        self.measure_by(taken, stop).await;
+    }
+
+    async fn measure_by<L>(&self, look: L, stop: CancellationToken)
+    where
+        L: Fn(&Path) -> Option<u64> + Send + Sync + 'static,
+    {
+        let look = Arc::new(look);
+        let mut ticks = tokio::time::interval(SIZE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let measuring = async {
+            loop {
+                ticks.tick().await;
+                let (folder, look) = (self.folder.clone(), Arc::clone(&look));
+                let looked = tokio::task::spawn_blocking(move || look(&folder)).await;
+                *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) = looked.ok().flatten();
             }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = measuring => {}
         }
     }
 }
@@ -144,18 +166,65 @@ fn taken(folder: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_stores_folder_is_measured_with_what_is_below_it_and_not_at_each_scrape() {
+    #[tokio::test]
+    async fn the_stores_folder_is_measured_with_what_is_below_it_and_not_at_a_scrape() {
         let folder = tempfile::tempdir().unwrap();
         let below = folder.path().join("db");
         std::fs::create_dir(&below).unwrap();
         std::fs::write(below.join("a"), vec![1; 1024 * 1024]).unwrap();
-        let disk = Disk::new(folder.path());
-        let first = disk.bytes().unwrap();
-        assert!(first >= 1024 * 1024, "{first}");
-        std::fs::write(below.join("b"), vec![1; 1024 * 1024]).unwrap();
-        assert_eq!(disk.bytes(), Some(first));
-        assert_eq!(Disk::new(&folder.path().join("none")).bytes(), None);
+        assert!(taken(folder.path()).unwrap() >= 1024 * 1024);
+        assert_eq!(taken(&folder.path().join("none")), None);
+        let disk = Arc::new(Disk::new(folder.path()));
+        assert_eq!(disk.bytes(), None, "it is not measured by who reads it");
+        let stop = CancellationToken::new();
+        let measuring = tokio::spawn(Arc::clone(&disk).measure(stop.clone()));
+        let measured = async {
+            while disk.bytes().is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), measured).await.unwrap();
+        assert_eq!(disk.bytes(), taken(folder.path()));
+        stop.cancel();
+        measuring.await.unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_one_thread_and_the_last_value_is_read() {
+        let (release, gate) = std::sync::mpsc::channel::<()>();
+        let (gate, looks) = (Mutex::new(gate), Arc::new(AtomicU64::new(0)));
+        let counted = Arc::clone(&looks);
+        let look = move |_: &Path| {
+            if counted.fetch_add(1, Ordering::SeqCst) > 0 {
+                let _ = gate.lock().map(|gate| gate.recv());
+            }
+            Some(7)
+        };
+        let two = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
+        two.unwrap().block_on(async {
+            let disk = Arc::new(Disk::new(Path::new("/")));
+            let (stop, measured) = (CancellationToken::new(), Arc::clone(&disk));
+            let stopped = stop.clone();
+            let measuring = tokio::spawn(async move { measured.measure_by(look, stopped).await });
+            while disk.bytes().is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            for _ in 0..3 {
+                tokio::time::pause();
+                tokio::time::advance(2 * SIZE_EVERY).await;
+                tokio::time::resume();
+                while looks.load(Ordering::SeqCst) < 2 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            let other = tokio::task::spawn_blocking(|| ());
+            let free = tokio::time::timeout(Duration::from_secs(10), other).await.is_ok();
+            let (told, looked) = (disk.bytes(), looks.load(Ordering::SeqCst));
+            drop(release);
+            assert_eq!((free, told, looked), (true, Some(7), 2));
+            stop.cancel();
+            measuring.await.unwrap();
+        });
     }
 
     #[test]

@@ -228,7 +228,7 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         wire: server.metrics(),
         connections: figures::connections(&server),
         lag: Arc::default(),
-        disk: figures::Disk::new(&settings.state.dir.join("sled")),
+        disk: Arc::new(figures::Disk::new(&settings.state.dir.join("sled"))),
         started: Timestamp::now(),
         newest: reports::newest(&reports, &operations),
     };
@@ -393,6 +393,7 @@ fn serve_metrics(settings: &Settings, sources: figures::Sources, stop: &Cancella
             let lag = Arc::clone(&sources.lag);
             let measuring = stop.clone();
             tokio::spawn(async move { lag.measure(measuring).await });
+            tokio::spawn(Arc::clone(&sources.disk).measure(stop.clone()));
             tokio::spawn(metrics::serve(listener, Arc::new(sources), stop.clone()));
         }
         Err(error) => {

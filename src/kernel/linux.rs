@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// Links told at most.
 const MAX_LINKS: usize = 4096;
@@ -37,13 +37,22 @@ const DEV: &str = "/proc/thread-self/net/dev";
 const SYSFS: &str = "/sys/class/net";
 
 /// The kernel of one network namespace: that which we run in, or another one. Clones share the sockets.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LinuxKernel {
     place: Place,
     netlink: Arc<Netlink>,
     /// What all its bells have heard.
     heard: Arc<Counts>,
     dhcp: Dhcp,
+    /// One reading of traffic at a time: it is asked for again and again, and one that hangs must not take the threads of
+    /// all else.
+    sampling: Arc<Semaphore>,
+}
+
+impl Default for LinuxKernel {
+    fn default() -> Self {
+        Self::of(Place::default())
+    }
 }
 
 impl LinuxKernel {
@@ -62,7 +71,13 @@ impl LinuxKernel {
     }
 
     fn of(place: Place) -> Self {
-        Self { netlink: Arc::new(Netlink::new(place.clone())), place, ..Self::default() }
+        Self {
+            netlink: Arc::new(Netlink::new(place.clone())),
+            place,
+            heard: Arc::default(),
+            dhcp: Dhcp::default(),
+            sampling: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// With DHCP clients of other folders, and notes about them elsewhere.
@@ -96,6 +111,21 @@ impl LinuxKernel {
         }
     }
 
+    /// The same, one at a time. The permit goes with the work, not with who waits for it.
+    async fn within_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, KernelError> {
+        let busy = || KernelError::Unanswered("the reading before has not ended".to_owned());
+        let turn = tokio::time::timeout(DEADLINE, Arc::clone(&self.sampling).acquire_owned()).await;
+        let turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
+        self.within(move || {
+            let _turn = turn;
+            work()
+        })
+        .await
+    }
+
     fn observe_with(&self, buffer: usize, counts: Arc<Counts>) -> mpsc::Receiver<Changed> {
         let (bell, heard) = mpsc::channel(1);
         ring_on_notices(&self.place, bell, buffer, counts);
@@ -110,7 +140,7 @@ impl Kernel for LinuxKernel {
     }
 
     async fn traffic(&self) -> Result<Vec<LinkTraffic>, KernelError> {
-        self.within(|| {
+        self.within_turn(|| {
             let mut text = String::new();
             std::fs::File::open(DEV)?.take(MAX_DEV_BYTES).read_to_string(&mut text)?;
             Ok(traffic(&text))
@@ -332,6 +362,30 @@ mod tests {
             names.iter().all(|name| traffic.iter().any(|link| link.name == *name)),
             "{names:?} {traffic:?}"
         );
+    }
+
+    #[test]
+    fn a_reading_of_traffic_that_hangs_takes_one_thread_and_leaves_the_others_to_all_else() {
+        let two = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
+        two.unwrap().block_on(async {
+            let kernel = LinuxKernel::new();
+            let (release, gate) = std::sync::mpsc::channel::<()>();
+            let gate = Arc::new(std::sync::Mutex::new(gate));
+            for _ in 0..2 {
+                let gate = Arc::clone(&gate);
+                let hanging = kernel.within_turn(move || {
+                    let _ = gate.lock().map(|gate| gate.recv());
+                    Ok(())
+                });
+                // Who asked has gone; what it asked for hangs on.
+                assert!(tokio::time::timeout(Duration::from_millis(20), hanging).await.is_err());
+            }
+            let links = tokio::time::timeout(Duration::from_secs(10), kernel.links()).await;
+            let free = links.is_ok_and(|links| links.is_ok());
+            drop(release);
+            assert!(free, "no thread is left");
+            kernel.traffic().await.unwrap();
+        });
     }
 
     #[test]

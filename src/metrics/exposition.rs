@@ -86,12 +86,19 @@ pub struct Exposition {
     full: Vec<Bytes>,
     piece: String,
     bytes: usize,
+    max_bytes: usize,
     left_out: u64,
 }
 
 impl Exposition {
     pub fn new(form: Form) -> Self {
-        Self { form, full: Vec::new(), piece: String::with_capacity(PIECE_BYTES), bytes: 0, left_out: 0 }
+        Self::bounded(form, MAX_BYTES)
+    }
+
+    /// With room for so much.
+    pub(super) fn bounded(form: Form, max_bytes: usize) -> Self {
+        let piece = String::with_capacity(PIECE_BYTES);
+        Self { form, full: Vec::new(), piece, bytes: 0, max_bytes, left_out: 0 }
     }
 
     /// All samples of a family are written through one of these; a family without any is left out.
@@ -122,7 +129,7 @@ impl Exposition {
             self.bytes += full.len();
             self.full.push(full.into());
         }
-        let room = self.bytes + self.piece.len() < MAX_BYTES;
+        let room = self.bytes + self.piece.len() < self.max_bytes;
         self.left_out += u64::from(!room);
         room
     }
@@ -139,11 +146,15 @@ pub struct Samples<'a> {
 impl Samples<'_> {
     /// One value. `labels`: the values of the family's labels, in its order.
     pub fn put(&mut self, labels: &[&str], value: impl Into<Number>) {
+        if self.to.has_room() {
+            self.put_past_bound(labels, value);
+        }
+    }
+
+    /// The same, room or not: for the few that are about the text itself.
+    pub fn put_past_bound(&mut self, labels: &[&str], value: impl Into<Number>) {
         debug_assert!(self.family.kind != Kind::Histogram);
         debug_assert_eq!(labels.len(), self.family.labels.len(), "{}", self.family.name);
-        if !self.to.has_room() {
-            return;
-        }
         self.begin();
         let suffix = if self.family.kind == Kind::Counter { "_total" } else { "" };
         self.sample(suffix, labels, None);

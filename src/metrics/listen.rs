@@ -2,7 +2,8 @@
 //!
 //! Whoever connects is a stranger, so all is bounded: connections, the head and the time it may take, the time an answer
 //! may take to be read, one request a connection, and one rendering at a time. When all places are taken, the newcomer gets
-//! that of the connection that has been silent longest: those who connect and say nothing keep nobody out.
+//! one of the address that has most of them: that of the connection which has been silent longest, or else of the oldest.
+//! Whoever takes all places, and says nothing or does not read what it asked for, keeps nobody else out.
 
 use super::exposition::Form;
 use super::render::{Own, render};
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,8 +66,8 @@ struct Shared {
 }
 
 /// One connection's.
-#[derive(Default)]
 struct Place {
+    address: IpAddr,
     /// It has sent a request.
     heard: AtomicBool,
     end: CancellationToken,
@@ -74,23 +75,16 @@ struct Place {
 
 /// Serves until `stop`, and then cuts what is open.
 pub async fn serve(listener: TcpListener, source: Arc<dyn Source>, stop: CancellationToken) {
-    let shared = Arc::new(Shared {
-        source,
-        scrapes: AtomicU64::new(0),
-        refused: AtomicU64::new(0),
-        rendering: Arc::new(Semaphore::new(1)),
-        places: Mutex::default(),
-    });
+    let shared = Arc::new(Shared::new(source));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                if let Some(place) = shared.admit() {
-                    tokio::spawn(connection(Arc::clone(&shared), place, stream));
-                }
+            Ok((stream, from)) => {
+                let place = shared.admit(from.ip());
+                tokio::spawn(connection(Arc::clone(&shared), place, stream));
             }
             // A client that is gone before it was accepted is its own affair.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -104,23 +98,37 @@ pub async fn serve(listener: TcpListener, source: Arc<dyn Source>, stop: Cancell
 }
 
 impl Shared {
+    fn new(source: Arc<dyn Source>) -> Self {
+        Self {
+            source,
+            scrapes: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            rendering: Arc::new(Semaphore::new(1)),
+            places: Mutex::default(),
+        }
+    }
+
     fn places(&self) -> MutexGuard<'_, VecDeque<Arc<Place>>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection; `None` if all are taken by such as are being answered.
-    fn admit(&self) -> Option<Arc<Place>> {
+    /// A place for a new connection, if need be that of another.
+    fn admit(&self, address: IpAddr) -> Arc<Place> {
         let mut places = self.places();
         if places.len() >= MAX_CONNECTIONS {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            let silent = places.iter().position(|place| !place.heard.load(Ordering::Relaxed))?;
-            if let Some(place) = places.remove(silent) {
+            let of = |address: IpAddr| places.iter().filter(|place| place.address == address).count();
+            let rank = |place: &Place| (of(place.address), !place.heard.load(Ordering::Relaxed));
+            // The oldest stand first; of equals the last is the greatest.
+            let last = (0..places.len()).rev().max_by_key(|at| rank(&places[*at]));
+            if let Some(place) = last.and_then(|at| places.remove(at)) {
                 place.end.cancel();
             }
         }
-        let place = Arc::new(Place::default());
+        let (heard, end) = (AtomicBool::new(false), CancellationToken::new());
+        let place = Arc::new(Place { address, heard, end });
         places.push_back(Arc::clone(&place));
-        Some(place)
+        place
     }
 
     fn leave(&self, place: &Arc<Place>) {
@@ -226,5 +234,69 @@ impl Body for Text {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NotAsked;
+
+    impl Source for NotAsked {
+        fn figures(&self) -> Figures {
+            unreachable!("nobody scrapes in these tests")
+        }
+    }
+
+    fn from(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    fn full(addresses: [u8; MAX_CONNECTIONS]) -> (Shared, Vec<Arc<Place>>) {
+        let shared = Shared::new(Arc::new(NotAsked));
+        let places = addresses.map(|last| shared.admit(from(last)));
+        (shared, places.into())
+    }
+
+    fn ended(places: &[Arc<Place>]) -> Vec<usize> {
+        (0..places.len()).filter(|at| places[*at].end.is_cancelled()).collect()
+    }
+
+    #[test]
+    fn clients_that_ask_and_do_not_read_keep_nobody_out() {
+        let (shared, places) = full([1, 2, 2, 2, 2, 2, 2, 2]);
+        places.iter().for_each(|place| place.heard.store(true, Ordering::Relaxed));
+        // The one that has one place keeps it, however old it is and whoever comes.
+        let newcomer = shared.admit(from(3));
+        assert_eq!(ended(&places), [1]);
+        let another = shared.admit(from(2));
+        assert_eq!(ended(&places), [1, 2]);
+        assert!(!newcomer.end.is_cancelled() && !another.end.is_cancelled());
+        assert_eq!(shared.places().len(), MAX_CONNECTIONS);
+        assert_eq!(shared.refused.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn of_one_address_the_silent_go_first_and_then_the_oldest() {
+        let (shared, places) = full([1; MAX_CONNECTIONS]);
+        for at in [0, 1, 3, 4, 5, 6, 7] {
+            places[at].heard.store(true, Ordering::Relaxed);
+        }
+        let silent = shared.admit(from(1));
+        assert_eq!(ended(&places), [2]);
+        silent.heard.store(true, Ordering::Relaxed);
+        let _ = shared.admit(from(1));
+        assert_eq!(ended(&places), [0, 2]);
+    }
+
+    #[test]
+    fn of_eight_addresses_the_silent_goes_first() {
+        let (shared, places) = full([1, 2, 3, 4, 5, 6, 7, 8]);
+        places.iter().filter(|place| place.address != from(6)).for_each(|place| {
+            place.heard.store(true, Ordering::Relaxed);
+        });
+        let _ = shared.admit(from(9));
+        assert_eq!(ended(&places), [5]);
     }
 }

@@ -73,7 +73,7 @@ pub struct Delivery {
     pub behind: u64,
     /// Attempts that failed.
     pub failures: u64,
-    /// Since it last took something or was found to have all; `None`: never yet.
+    /// Since the last batch was taken or, if none was, since delivery began; zero while nothing waits. `None`: not known.
     pub since_ok: Option<Duration>,
 }
 

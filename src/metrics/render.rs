@@ -44,9 +44,14 @@ pub fn render(figures: &Figures, own: Own, form: Form) -> Vec<Bytes> {
         // Last, since they are the ones that may be too many.
         sampled(&mut out, sweep);
     }
-    let left_out = out.left_out();
-    out.family(&table::LEFT_OUT).put(&[], left_out);
+    left_out(&mut out);
     out.end()
+}
+
+/// Whoever reads a text that was cut must learn it, so this is written whether there is room or not.
+fn left_out(out: &mut Exposition) {
+    let count = out.left_out();
+    out.family(&table::LEFT_OUT).put_past_bound(&[], count);
 }
 
 fn process(out: &mut Exposition, figures: &Figures) {
@@ -80,6 +85,9 @@ fn jobs(out: &mut Exposition, jobs: &job::Figures) {
         ended.put(&[&of.verb, "failed"], of.failed);
         ended.put(&[&of.verb, "cancelled"], of.cancelled);
     }
+    // A verb's series begin with its first end, with which its first burst may be over: this one counts from zero on.
+    let failed = jobs.ended.iter().map(|of| of.failed).fold(0, u64::saturating_add);
+    out.family(&table::JOBS_FAILED).put(&[], failed);
     let mut took = out.family(&table::JOB_TIME);
     jobs.ended.iter().for_each(|of| took.put_histogram(&[&of.verb], &of.took));
     let mut locks = out.family(&table::LOCKS);
@@ -199,5 +207,50 @@ impl<'a> Named<'a> {
             other => other.to_string(),
         };
         Self { vm, name: &object.name }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Ended;
+    use crate::model::histogram::{Histogram, JOB_BOUNDS};
+
+    fn text(out: Exposition) -> String {
+        out.end().iter().map(|piece| std::str::from_utf8(piece).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_text_that_was_cut_says_so() {
+        let mut out = Exposition::bounded(Form::OpenMetrics, 500);
+        for _ in 0..10 {
+            delivery(&mut out, &[Delivery { stream: "events", ..Delivery::default() }]);
+        }
+        let count = out.left_out();
+        assert!(count > 0);
+        left_out(&mut out);
+        let text = text(out);
+        assert!(text.ends_with(&format!("\ndom0d_metrics_left_out {count}\n# EOF\n")), "{text}");
+    }
+
+    #[test]
+    fn failed_jobs_are_counted_before_the_first_has_failed() {
+        let told = |ended: &[(&str, u64)]| {
+            let ended = ended.iter().map(|(verb, failed)| Ended {
+                verb: (*verb).to_owned(),
+                succeeded: 1,
+                failed: *failed,
+                cancelled: 1,
+                took: Histogram::new(JOB_BOUNDS).counted(),
+            });
+            let mut out = Exposition::new(Form::OpenMetrics);
+            jobs(&mut out, &job::Figures { ended: ended.collect(), ..job::Figures::default() });
+            text(out)
+                .lines()
+                .find_map(|line| line.strip_prefix("dom0d_jobs_failed_total "))
+                .map(str::to_owned)
+        };
+        assert_eq!(told(&[]).as_deref(), Some("0"));
+        assert_eq!(told(&[("start_vm", 2), ("stop_vm", 3)]).as_deref(), Some("5"));
     }
 }

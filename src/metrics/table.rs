@@ -94,6 +94,7 @@ families! {
     VMS: Gauge "dom0d_vms" ["state"] "VMs by state.", "records and domains as last seen";
     JOBS_OPEN: Gauge "dom0d_jobs_open" ["state"] "Jobs accepted and not ended.", "the engine";
     JOBS_ENDED: Counter "dom0d_jobs_ended" ["verb", "state"] "Jobs ended since the start.", "the engine";
+    JOBS_FAILED: Counter "dom0d_jobs_failed" [] "Jobs of all verbs that failed since the start; there from the start on.", "the engine";
     JOB_TIME: Histogram "dom0d_job_duration_seconds" ["verb"] "From a job's acceptance to its end.", "the engine";
     LOCKS: Gauge "dom0d_locks" ["state"] "Claims of jobs on objects: held, or waiting.", "the engine";
     LOCK_WAIT: Gauge "dom0d_lock_oldest_wait_seconds" [] "How long the first of those that wait for a lock has waited.", "the engine";
@@ -103,7 +104,7 @@ families! {
     DELIVERY_LAST: Gauge "dom0d_delivery_last_number" ["stream"] "The last number that the manager has taken.", "delivery";
     DELIVERY_BEHIND: Gauge "dom0d_delivery_behind" ["stream"] "How many there are that it has not.", "delivery";
     DELIVERY_FAILURES: Counter "dom0d_delivery_failures" ["stream"] "Attempts that failed.", "delivery";
-    DELIVERY_AGE: Gauge "dom0d_delivery_last_success_age_seconds" ["stream"] "Since the manager last took something or was found to have all.", "delivery";
+    DELIVERY_AGE: Gauge "dom0d_delivery_last_success_age_seconds" ["stream"] "Seconds since the last batch was taken or, if none was, since delivery began; 0 while nothing waits.", "delivery";
     CALL_TIME: Histogram "dom0d_rpc_duration_seconds" ["verb"] "Calls by verb, from their parameters to their answer. Verbs that wait (job_wait, event_wait, changes) wait.", "the verb table";
     CALL_FAULTS: Counter "dom0d_rpc_faults" ["verb"] "Calls answered with a fault.", "the verb table";
     CONNECTIONS: Gauge "dom0d_wire_open_connections" [] "Connections of callers, open now.", "the server";

@@ -8,7 +8,7 @@ use super::disks::{self, SECTOR_BYTES};
 use super::file::{self, below, read_text_of};
 use crate::machine::{CpuTime, DiskFigures, DiskTraffic, HostFigures};
 use crate::model::Bytes;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// The CPUs stand first in /proc/stat, with at most some 200 bytes each.
@@ -120,25 +120,39 @@ fn of_disks(text: &str, whole: &HashSet<String>) -> Vec<DiskFigures> {
     disks
 }
 
-/// By the sensor's label, or its chip's name; one whose name another has too gets a number behind it.
+/// By the sensor's label, or its chip's name; one whose name another has too gets a number behind it. Names are given to
+/// all sensors in their order, those that cannot be read too, so that a name is of one sensor whatever the others do.
 fn temperatures(root: &Path) -> Vec<(String, f64)> {
-    let mut taken: HashMap<String, usize> = HashMap::new();
-    let mut all = Vec::new();
-    for (chip, number) in sensors(root).into_iter().take(MAX_SENSORS) {
-        let value = |what: &str| read_text_of(&chip.join(what), 4096).map(|text| text.trim().to_owned());
-        let Some(thousandths) =
-            value(&format!("temp{number}_input")).and_then(|text| text.parse::<i32>().ok())
-        else {
-            continue;
-        };
-        let told = |what: String| value(&what).filter(|text| !text.is_empty());
-        let name = told(format!("temp{number}_label")).or_else(|| told("name".to_owned()));
-        let name = first(&name.unwrap_or_else(|| "sensor".to_owned()), MAX_NAME_BYTES);
-        let times = taken.entry(name.clone()).and_modify(|times| *times += 1).or_insert(1);
-        let name = if *times == 1 { name } else { format!("{name} {times}") };
-        all.push((name, f64::from(thousandths) / 1000.0));
-    }
-    all
+    let value =
+        |chip: &Path, what: &str| read_text_of(&chip.join(what), 4096).map(|text| text.trim().to_owned());
+    let sensors: Vec<(PathBuf, u32)> = sensors(root).into_iter().take(MAX_SENSORS).collect();
+    let own_name = |(chip, number): &(PathBuf, u32)| {
+        let told = |what: &str| value(chip, what).filter(|text| !text.is_empty());
+        let name = told(&format!("temp{number}_label")).or_else(|| told("name"));
+        first(&name.unwrap_or_else(|| "sensor".to_owned()), MAX_NAME_BYTES)
+    };
+    let names = apart(sensors.iter().map(own_name).collect());
+    let told = sensors.iter().zip(names).filter_map(|((chip, number), name)| {
+        let thousandths: i32 = value(chip, &format!("temp{number}_input"))?.parse().ok()?;
+        Some((name, f64::from(thousandths) / 1000.0))
+    });
+    told.collect()
+}
+
+/// The same names, each once: the first of equals keeps its name, and the others get the next number that makes none of
+/// the others' names.
+fn apart(names: Vec<String>) -> Vec<String> {
+    let mut taken: HashSet<String> = names.iter().cloned().collect();
+    let mut met = HashSet::new();
+    let own = |name: String| {
+        if met.insert(name.clone()) {
+            return name;
+        }
+        let mut numbered = (2_u32..).map(|number| format!("{name} {number}"));
+        let free = numbered.find(|made| taken.insert(made.clone()));
+        free.unwrap_or(name)
+    };
+    names.into_iter().map(own).collect()
 }
 
 /// The whole characters that so many bytes hold.

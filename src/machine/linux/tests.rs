@@ -526,10 +526,30 @@ async fn figures_are_read_in_one_pass_and_what_is_garbled_is_passed_over() {
     let disks: Vec<_> = told.disks.iter().map(|disk| (disk.name.as_str(), disk.traffic)).collect();
     assert_eq!(disks, [("nvme0n1", nvme), ("sda", sda)]);
     let sensors: Vec<_> = told.temperatures.iter().map(|(name, celsius)| (name.as_str(), *celsius)).collect();
-    assert_eq!(sensors, [("Core 0", 41.5), ("coretemp", -5.0), ("Core 0 2", 30.0)]);
+    assert_eq!(sensors, [("Core 0", 41.5), ("coretemp 2", -5.0), ("Core 0 2", 30.0)]);
     let traffic = DiskTraffic { read: Bytes(16 * 512), written: Bytes(24 * 512), reads: 2, writes: 3 };
     assert_eq!(told.vbds, [VbdFigures { domid: 7, device: 51712, traffic }]);
     assert_eq!(told.problems, []);
+}
+
+#[tokio::test]
+async fn a_sensor_keeps_its_name_whatever_the_others_do() {
+    let world = World::empty();
+    let put = |sensor: &str, what: &str, text: &str| {
+        world.put(&format!("sys/class/hwmon/hwmon{sensor}_{what}"), text.as_bytes());
+    };
+    for (sensor, label, thousandths) in
+        [("0/temp1", "X", 1000), ("0/temp2", "X", 2000), ("1/temp1", "X 2", 3000), ("1/temp2", "X", 4000)]
+    {
+        put(sensor, "label", label);
+        put(sensor, "input", &thousandths.to_string());
+    }
+    let told = async || world.machine().figures().await.unwrap().temperatures;
+    let named = |name: &str, celsius| (name.to_owned(), celsius);
+    let all = [named("X", 1.0), named("X 3", 2.0), named("X 2", 3.0), named("X 4", 4.0)];
+    assert_eq!(told().await, all);
+    put("0/temp1", "input", "no answer");
+    assert_eq!(told().await, all[1..]);
 }
 
 #[tokio::test]

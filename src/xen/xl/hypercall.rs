@@ -33,7 +33,7 @@ const GET_DOMAIN_INFO_LIST: u32 = 6;
 const PHYSICAL_INFO: u32 = 3;
 const CPU_INFO: u32 = 8;
 const CPU_TOPOLOGY: u32 = 16;
-/// `XEN_INVALID_CORE_ID`: of a CPU that is off.
+/// `XEN_INVALID_CORE_ID`: of a CPU that is not there.
 const NO_CORE: u32 = !0;
 /// `struct xen_sysctl_cpuinfo` and `struct xen_sysctl_cputopo`, Xen 4.17.
 const IDLE_BYTES: usize = 8;
@@ -180,7 +180,8 @@ impl Hypervisor {
     pub fn usage(&self) -> io::Result<Usage> {
         let physical = self.physical()?;
         let domains = self.domains()?.into_iter().map(|line| (line.domid, line.memory)).collect();
-        let (clock_ns, cpus) = self.idle().unwrap_or_else(|error| {
+        let idle = self.idle().and_then(|(clock_ns, cpus)| Ok((clock_ns, all_on(cpus, physical.cpus)?)));
+        let (clock_ns, cpus) = idle.unwrap_or_else(|error| {
             tracing::debug!(%error, "the hypervisor does not tell how long its CPUs idle");
             (0, Vec::new())
         });
@@ -197,9 +198,9 @@ impl Hypervisor {
     /// The clock, and how long each CPU that is on has idled by then.
     fn idle(&self) -> io::Result<(u64, Vec<CpuIdle>)> {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        let on = on(self.ask_cpus(CPU_TOPOLOGY, 8, TOPOLOGY_BYTES, &mut pages)?);
+        let present = present(self.ask_cpus(CPU_TOPOLOGY, 8, TOPOLOGY_BYTES, &mut pages)?);
         let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_RAW)?;
-        let idle = idle(self.ask_cpus(CPU_INFO, 24, IDLE_BYTES, &mut pages)?, &on);
+        let idle = idle(self.ask_cpus(CPU_INFO, 24, IDLE_BYTES, &mut pages)?, &present);
         Ok((nanoseconds(clock), idle))
     }
 
@@ -285,16 +286,27 @@ fn physical(request: &[u8]) -> Option<Physical> {
     (total > 0 && free <= total && told.cpus > 0).then_some(told)
 }
 
-/// Of each CPU by its number, whether it is on: one `struct xen_sysctl_cputopo` each.
-fn on(entries: &[u8]) -> Vec<bool> {
+/// Of each CPU by its number, whether it is there: one `struct xen_sysctl_cputopo` each.
+fn present(entries: &[u8]) -> Vec<bool> {
     entries.chunks_exact(TOPOLOGY_BYTES).map(|entry| number(entry, 0) != NO_CORE).collect()
 }
 
-/// Of the CPUs that are on: one `struct xen_sysctl_cpuinfo` each.
-fn idle(entries: &[u8], on: &[bool]) -> Vec<CpuIdle> {
-    let all = (0..).zip(entries.chunks_exact(IDLE_BYTES)).zip(on);
-    let of_those = all.filter(|(_, on)| **on);
-    of_those.map(|((cpu, entry), _)| CpuIdle { cpu, idle_ns: long(entry, 0) }).collect()
+/// Of the CPUs that are on: one `struct xen_sysctl_cpuinfo` each. One that is parked (`smt=0`, `xen-hptool cpu-offline`)
+/// stays in its place, and Xen tells nothing of its idling; one that is on has idled before it did anything else.
+fn idle(entries: &[u8], present: &[bool]) -> Vec<CpuIdle> {
+    let all = (0..).zip(entries.chunks_exact(IDLE_BYTES)).zip(present);
+    let told = all.filter(|(_, present)| **present);
+    told.map(|((cpu, entry), _)| CpuIdle { cpu, idle_ns: long(entry, 0) })
+        .filter(|cpu| cpu.idle_ns > 0)
+        .collect()
+}
+
+/// The CPUs, if they are as many as Xen says are on: else one went off or on meanwhile, or they are not what we think.
+fn all_on(cpus: Vec<CpuIdle>, count: u32) -> io::Result<Vec<CpuIdle>> {
+    if u32::try_from(cpus.len()) == Ok(count) {
+        return Ok(cpus);
+    }
+    Err(io::Error::other(format!("{} CPUs have idled, and {count} are on", cpus.len())))
 }
 
 /// One `struct xen_domctl_getdomaininfo`. `None`: a shutdown for a reason that is not known.
@@ -367,7 +379,17 @@ mod tests {
         let topology: Vec<u8> = [0, 0, 0, NO_CORE, NO_CORE, NO_CORE, 1, 0, 0].map(u32::to_ne_bytes).concat();
         let times: Vec<u8> = [7_u64, 8, 9, 10].map(u64::to_ne_bytes).concat();
         let told = [CpuIdle { cpu: 0, idle_ns: 7 }, CpuIdle { cpu: 2, idle_ns: 9 }];
-        assert_eq!(idle(&times, &on(&topology)), told);
+        assert_eq!(idle(&times, &present(&topology)), told);
+    }
+
+    #[test]
+    fn a_cpu_that_is_parked_has_not_worked_all_the_while() {
+        let topology: Vec<u8> = [0, 0, 0, 0, 0, 0, 1, 0, 0].map(u32::to_ne_bytes).concat();
+        let times: Vec<u8> = [7_u64, 0, 9].map(u64::to_ne_bytes).concat();
+        let told = idle(&times, &present(&topology));
+        assert_eq!(told, [CpuIdle { cpu: 0, idle_ns: 7 }, CpuIdle { cpu: 2, idle_ns: 9 }]);
+        assert_eq!(all_on(told.clone(), 2).unwrap(), told);
+        assert!(all_on(told, 3).is_err(), "one of three that are on is not told");
     }
 
     #[test]

@@ -10,9 +10,39 @@ use crate::xen::config::DomainConfig;
 use crate::xen::{DomId, DomainInfo, HypervisorInfo, Result, RunState, ShutdownReason, ToolstackError};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// How long a domain that stands still for a save may take to go on.
 const TO_GO_ON: Duration = Duration::from_secs(15);
+
+/// The hypervisor, which answers one call at a time: who asks while a call hangs waits here, and takes no thread to wait in.
+pub(super) struct Asked<H = Hypervisor> {
+    hypervisor: Arc<H>,
+    turn: Arc<Semaphore>,
+}
+
+impl<H: Send + Sync + 'static> Asked<H> {
+    pub fn new(hypervisor: Arc<H>) -> Self {
+        Self { hypervisor, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// `None`: its turn did not come in time, and it was not asked.
+    async fn ask<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        ask: impl FnOnce(&H) -> std::io::Result<T> + Send + 'static,
+    ) -> Option<std::io::Result<T>> {
+        let turn = Arc::clone(&self.turn).acquire_owned();
+        let turn = tokio::time::timeout(limit, turn).await.ok()?.ok()?;
+        let hypervisor = Arc::clone(&self.hypervisor);
+        // Short, but a call into the kernel all the same. The turn goes with the call, not with who waits for it.
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            ask(&hypervisor)
+        });
+        done.await.ok()
+    }
+}
 
 /// The way to the hypervisor without xl, if it tells the same as xl.
 pub(super) async fn hypervisor(runner: &Runner, limit: Duration) -> Result<Option<Arc<Hypervisor>>> {
@@ -72,9 +102,11 @@ impl Xl {
         &self,
         ask: impl FnOnce(&Hypervisor) -> std::io::Result<T> + Send + 'static,
     ) -> Option<T> {
-        let hypervisor = Arc::clone(self.inner.hypervisor.as_ref()?);
-        // Short, but a call into the kernel all the same.
-        match tokio::task::spawn_blocking(move || ask(&hypervisor)).await.ok()? {
+        let Some(done) = self.inner.hypervisor.as_ref()?.ask(self.inner.limit, ask).await else {
+            tracing::warn!("the hypervisor has not answered the call before; xl is asked");
+            return None;
+        };
+        match done {
             Ok(told) => Some(told),
             Err(error) => {
                 tracing::warn!(%error, "the hypervisor does not answer us; xl is asked");
@@ -225,5 +257,34 @@ impl Xl {
         let number = |text: &str| text.parse::<u64>().ok().filter(|n| *n < u64::MAX / 1000);
         let milliseconds = number(seconds).map(|s| s * 1000 + number(hundredths).unwrap_or(0).min(99) * 10);
         Ok(Timestamp(milliseconds.unwrap_or(0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_hangs_takes_one_thread_and_leaves_the_others_to_all_else() {
+        let two = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
+        two.unwrap().block_on(async {
+            let (release, gate) = std::sync::mpsc::channel::<()>();
+            let asked = Asked::new(Arc::new(std::sync::Mutex::new(gate)));
+            let limit = Duration::from_secs(60);
+            for _ in 0..2 {
+                let hanging = asked.ask(limit, |gate| {
+                    let _ = gate.lock().map(|gate| gate.recv());
+                    Ok(())
+                });
+                // Who asked has gone; its call hangs on.
+                assert!(tokio::time::timeout(Duration::from_millis(20), hanging).await.is_err());
+            }
+            assert!(asked.ask(Duration::from_millis(20), |_| Ok(())).await.is_none(), "it is not its turn");
+            let other = tokio::task::spawn_blocking(|| ());
+            let free = tokio::time::timeout(Duration::from_secs(10), other).await.is_ok();
+            drop(release);
+            assert!(free, "no thread is left");
+            assert!(matches!(asked.ask(limit, |_| Ok(7)).await, Some(Ok(7))));
+        });
     }
 }

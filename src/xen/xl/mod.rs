@@ -48,7 +48,6 @@ use super::{
 };
 use crate::model::{Mac, MiB, SafePath, VmId};
 use async_trait::async_trait;
-use hypercall::Hypervisor;
 use run::{Leaves, Runner};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -81,7 +80,7 @@ struct Inner {
     store: Arc<dyn StoreRead>,
     watch: DomainWatch,
     /// `None`: xl is asked.
-    hypervisor: Option<Arc<Hypervisor>>,
+    hypervisor: Option<look::Asked>,
     /// Whether its figures are those of `xl info` too; asked once.
     figures_agree: OnceCell<bool>,
     exe: PathBuf,
@@ -110,7 +109,7 @@ impl Xl {
         let runner = Runner::new(xl);
         let body = Self {
             inner: Arc::new(Inner {
-                hypervisor: look::hypervisor(&runner, options.limit).await?,
+                hypervisor: look::hypervisor(&runner, options.limit).await?.map(look::Asked::new),
                 runner,
                 store,
                 watch,
