@@ -249,7 +249,8 @@ class BesideXentop(Statistics):
         self.lies("CPU(sec)", before["CPU(sec)"], sweep.value(guest, "cpu_time"), after["CPU(sec)"], 1)
         low, high = sorted((before["MEM(k)"], after["MEM(k)"]))
         self.lies("MEM(k)", low, sweep.value(guest, "memory") / 1024, high)
-        self.assertEqual(sweep.value(guest, "vcpus"), before["VCPUS"])
+        # It counts those that the VM was built with.
+        self.assertLessEqual(sweep.value(guest, "vcpus"), before["VCPUS"])
         for column, metric in (("VBD_RD", "vbd_reads"), ("VBD_WR", "vbd_writes")):
             self.lies(column, before[column], sweep.value(guest, metric, "51712"), after[column])
         for column, metric in (("VBD_RSECT", "vbd_read_bytes"), ("VBD_WSECT", "vbd_written_bytes")):

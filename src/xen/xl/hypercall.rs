@@ -1,6 +1,6 @@
 //! What needs no process: the hypervisor's own list of domains, pausing one, and its figures of memory and CPUs, by one
 //! hypercall each through `/dev/xen/privcmd` (`XEN_SYSCTL_getdomaininfolist`, `XEN_DOMCTL_pausedomain`,
-//! `XEN_DOMCTL_unpausedomain`, `XEN_SYSCTL_physinfo`, `XEN_SYSCTL_getcpuinfo`, `XEN_SYSCTL_cputopoinfo`): all that
+//! `XEN_DOMCTL_unpausedomain`, `XEN_SYSCTL_physinfo`, `XEN_SYSCTL_getcpuinfo`): all that
 //! `xl list`, `xl pause` and `xl info` do, but in microseconds, where an xl takes as long as a program takes to start. CPU time is
 //! told in nanoseconds.
 //!
@@ -29,17 +29,13 @@ const HYPERVISOR_SYSCTL: u64 = 35;
 const HYPERVISOR_DOMCTL: u64 = 36;
 /// `XEN_SYSCTL_getdomaininfolist`
 const GET_DOMAIN_INFO_LIST: u32 = 6;
-/// `XEN_SYSCTL_physinfo`, `XEN_SYSCTL_getcpuinfo`, `XEN_SYSCTL_cputopoinfo`
+/// `XEN_SYSCTL_physinfo`, `XEN_SYSCTL_getcpuinfo`
 const PHYSICAL_INFO: u32 = 3;
 const CPU_INFO: u32 = 8;
-const CPU_TOPOLOGY: u32 = 16;
-/// `XEN_INVALID_CORE_ID`: of a CPU that is not there.
-const NO_CORE: u32 = !0;
-/// `struct xen_sysctl_cpuinfo` and `struct xen_sysctl_cputopo`, Xen 4.17.
+/// `struct xen_sysctl_cpuinfo`, Xen 4.17.
 const IDLE_BYTES: usize = 8;
-const TOPOLOGY_BYTES: usize = 12;
-/// As many as fit into the buffer by the larger of the two.
-const MAX_CPUS: usize = (PAGES - 1) * PAGE_BYTES / TOPOLOGY_BYTES;
+/// As many as fit into the buffer.
+const MAX_CPUS: usize = (PAGES - 1) * PAGE_BYTES / IDLE_BYTES;
 /// `XEN_DOMCTL_pausedomain`, `XEN_DOMCTL_unpausedomain`
 const PAUSE: u32 = 3;
 const UNPAUSE: u32 = 4;
@@ -198,30 +194,17 @@ impl Hypervisor {
     /// The clock, and how long each CPU that is on has idled by then.
     fn idle(&self) -> io::Result<(u64, Vec<CpuIdle>)> {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        let present = present(self.ask_cpus(CPU_TOPOLOGY, 8, TOPOLOGY_BYTES, &mut pages)?);
         let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_RAW)?;
-        let idle = idle(self.ask_cpus(CPU_INFO, 24, IDLE_BYTES, &mut pages)?, &present);
-        Ok((nanoseconds(clock), idle))
-    }
-
-    /// Asks for one entry for each CPU, and answers those that were told: their number stands at `told_at`.
-    fn ask_cpus<'a>(
-        &self,
-        command: u32,
-        told_at: usize,
-        entry_bytes: usize,
-        pages: &'a mut Pages,
-    ) -> io::Result<&'a [u8]> {
         let buffer = pages.0.as_ptr() as u64 + PAGE_BYTES as u64;
         let entries = u32::try_from(MAX_CPUS).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let head = pages.request(command, self.release.sysctl);
+        let head = pages.request(CPU_INFO, self.release.sysctl);
         // At most what `MAX_CPUS` keeps within the mapping.
         head[8..12].copy_from_slice(&entries.to_ne_bytes());
         head[16..24].copy_from_slice(&buffer.to_ne_bytes());
-        self.call(HYPERVISOR_SYSCTL, pages)?;
+        self.call(HYPERVISOR_SYSCTL, &mut pages)?;
         let bytes = pages.bytes();
-        let told = (number(bytes, told_at) as usize).min(MAX_CPUS);
-        Ok(&bytes[PAGE_BYTES..PAGE_BYTES + told * entry_bytes])
+        let told = (number(bytes, 24) as usize).min(MAX_CPUS);
+        Ok((nanoseconds(clock), idle(&bytes[PAGE_BYTES..PAGE_BYTES + told * IDLE_BYTES])))
     }
 
     fn ask(&self, first: u32, entries: usize) -> io::Result<Vec<Line>> {
@@ -286,19 +269,12 @@ fn physical(request: &[u8]) -> Option<Physical> {
     (total > 0 && free <= total && told.cpus > 0).then_some(told)
 }
 
-/// Of each CPU by its number, whether it is there: one `struct xen_sysctl_cputopo` each.
-fn present(entries: &[u8]) -> Vec<bool> {
-    entries.chunks_exact(TOPOLOGY_BYTES).map(|entry| number(entry, 0) != NO_CORE).collect()
-}
-
-/// Of the CPUs that are on: one `struct xen_sysctl_cpuinfo` each. One that is parked (`smt=0`, `xen-hptool cpu-offline`)
-/// stays in its place, and Xen tells nothing of its idling; one that is on has idled before it did anything else.
-fn idle(entries: &[u8], present: &[bool]) -> Vec<CpuIdle> {
-    let all = (0..).zip(entries.chunks_exact(IDLE_BYTES)).zip(present);
-    let told = all.filter(|(_, present)| **present);
-    told.map(|((cpu, entry), _)| CpuIdle { cpu, idle_ns: long(entry, 0) })
-        .filter(|cpu| cpu.idle_ns > 0)
-        .collect()
+/// Of the CPUs that are on: one `struct xen_sysctl_cpuinfo` each. One that is off or parked (`smt=0`, `xen-hptool
+/// cpu-offline`) stays in its place, and Xen tells nothing of its idling; one that is on has idled before it did anything
+/// else. (The topology does not tell them apart: a CPU without hyper-threads has no core's number, on or off.)
+fn idle(entries: &[u8]) -> Vec<CpuIdle> {
+    let all = (0..).zip(entries.chunks_exact(IDLE_BYTES));
+    all.map(|(cpu, entry)| CpuIdle { cpu, idle_ns: long(entry, 0) }).filter(|cpu| cpu.idle_ns > 0).collect()
 }
 
 /// The CPUs, if they are as many as Xen says are on: else one went off or on meanwhile, or they are not what we think.
@@ -375,18 +351,9 @@ mod tests {
     }
 
     #[test]
-    fn only_cpus_that_are_on_tell_how_long_they_idle() {
-        let topology: Vec<u8> = [0, 0, 0, NO_CORE, NO_CORE, NO_CORE, 1, 0, 0].map(u32::to_ne_bytes).concat();
-        let times: Vec<u8> = [7_u64, 8, 9, 10].map(u64::to_ne_bytes).concat();
-        let told = [CpuIdle { cpu: 0, idle_ns: 7 }, CpuIdle { cpu: 2, idle_ns: 9 }];
-        assert_eq!(idle(&times, &present(&topology)), told);
-    }
-
-    #[test]
-    fn a_cpu_that_is_parked_has_not_worked_all_the_while() {
-        let topology: Vec<u8> = [0, 0, 0, 0, 0, 0, 1, 0, 0].map(u32::to_ne_bytes).concat();
+    fn a_cpu_that_is_off_or_parked_has_not_worked_all_the_while() {
         let times: Vec<u8> = [7_u64, 0, 9].map(u64::to_ne_bytes).concat();
-        let told = idle(&times, &present(&topology));
+        let told = idle(&times);
         assert_eq!(told, [CpuIdle { cpu: 0, idle_ns: 7 }, CpuIdle { cpu: 2, idle_ns: 9 }]);
         assert_eq!(all_on(told.clone(), 2).unwrap(), told);
         assert!(all_on(told, 3).is_err(), "one of three that are on is not told");
