@@ -135,8 +135,12 @@ impl Look {
         let (kind, text) = words(seen);
         let object = seen.link().map_or_else(|| "network".to_owned(), |link| format!("network/{link}"));
         let mut event = Event::new(kind, object, text);
-        if matches!(seen, Observation::Settled { carrier: false, .. }) {
-            event = event.with_severity(Severity::Warning);
+        match seen {
+            Observation::Settled { carrier: false, .. } => event = event.with_severity(Severity::Warning),
+            Observation::AddressAdded { address, .. } | Observation::AddressRemoved { address, .. } => {
+                event = event.with("address", address.to_string());
+            }
+            _ => {}
         }
         self.publish(event).await;
     }
