@@ -192,10 +192,15 @@ catalogue! {
         "A job failed. Warning, if it was refused before it changed anything.";
     JOB_CANCELLED "job.cancelled" Warning "job/<number>", "A job was cancelled.";
 
-    DOMAIN_UNKNOWN "domain.unknown" Warning "host", "A domain runs here that is no VM of ours; it is left alone.";
+    DOMAIN_UNKNOWN "domain.unknown" Warning "domain/<number>",
+        "A domain runs here that is no VM of ours; it is left alone. `data.name` is its name.",
+        each "name", cleared by &[kind::DOMAIN_GONE];
+    DOMAIN_GONE "domain.gone" Info "domain/<number>",
+        "A domain that was no VM of ours is gone, or is a VM of ours now.", each "name";
     DOMAIN_DOUBLE "domain.double" Critical "vm/<uuid>",
         "A VM has more than one domain; none is touched until one of them is gone.",
-        cleared by &[kind::VM_STARTED, kind::VM_DELETED];
+        cleared by &[kind::DOMAIN_SINGLE, kind::VM_STARTED, kind::VM_DELETED];
+    DOMAIN_SINGLE "domain.single" Info "vm/<uuid>", "A VM that had more than one domain has no more than one again.";
 
     VM_CREATED "vm.created" Info "vm/<uuid>", "A VM was created.";
     VM_CHANGED "vm.changed" Info "vm/<uuid>", "A VM's configuration was changed.";

@@ -134,6 +134,11 @@ impl Log {
         (self.inner.followed.load(Ordering::SeqCst) >= last).then_some(open)
     }
 
+    /// Whether there are events that are to be told later.
+    pub fn is_holding_back(&self) -> bool {
+        self.damper().as_ref().is_some_and(Damper::is_busy)
+    }
+
     /// The last number before this life.
     pub(super) fn born(&self) -> EventNumber {
         self.inner.born
