@@ -58,7 +58,7 @@ async fn alerts_of_links_that_ended_while_the_agent_was_dead_are_over_and_the_ot
     .await;
     seconds(30.0).await;
     let by = Some(SHOWN.to_owned());
-    assert_eq!(acknowledged(&life, "network.carrier_lost", "network/eth0").await, [by.clone()]);
+    assert_eq!(acknowledged(&life, "network.carrier_lost", "network/eth0").await, [by]);
     let removed = life.events("network.address_removed").await;
     let mut told = removed.iter().map(|event| (event.data["address"].as_str().unwrap(), &event.acknowledged));
     assert!(told.all(|(address, ack)| ack.is_some() == (address == "198.51.100.7/24")), "{removed:?}");
@@ -97,7 +97,7 @@ async fn flapping_that_a_former_life_told_ends_with_how_the_carrier_is() {
     let life = restart(life, &host, async || ()).await;
     seconds(30.0).await;
     let by = Some("agent: network.settled".to_owned());
-    assert_eq!(acknowledged(&life, "network.flapping", "network/eth0").await, [by.clone()]);
+    assert_eq!(acknowledged(&life, "network.flapping", "network/eth0").await, [by]);
     assert_eq!(acknowledged(&life, "network.settled", "network/eth0").await, [None], "it has no carrier");
     plug(&host, "eth0", true).await;
     seconds(30.0).await;
@@ -161,8 +161,8 @@ async fn an_unknown_domain_is_told_once_over_all_restarts_and_its_end_is_told() 
     seconds(30.0).await;
     host.toolstack.destroy(domid).await.unwrap();
     seconds(30.0).await;
-    let by = Some("agent: domain.gone".to_owned());
-    assert_eq!(acknowledged(&life, "domain.unknown", &object).await, [by.clone()]);
+    let over = [Some("agent: domain.gone".to_owned())];
+    assert_eq!(acknowledged(&life, "domain.unknown", &object).await, over);
     // Another, which goes while the agent is dead.
     let domid = host.toolstack.create(&stranger, false).await.unwrap();
     seconds(30.0).await;
@@ -170,7 +170,7 @@ async fn an_unknown_domain_is_told_once_over_all_restarts_and_its_end_is_told() 
     assert_eq!(acknowledged(&life, "domain.unknown", &object).await, [None]);
     let life = restart(life, &host, async || host.toolstack.destroy(domid).await.unwrap()).await;
     seconds(30.0).await;
-    assert_eq!(acknowledged(&life, "domain.unknown", &object).await, [by]);
+    assert_eq!(acknowledged(&life, "domain.unknown", &object).await, over);
     life.good("discover", plan::discover()).await;
     assert_eq!(life.events("domain.gone").await.len(), 2);
 }
