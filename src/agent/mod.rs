@@ -105,6 +105,8 @@ const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(86_400);
 struct Running {
     store: Store,
     events: event::Log,
+    /// And what ends it: later than the rest, so that it tells what that wrote last.
+    journal: (tokio::task::JoinHandle<()>, CancellationToken),
     engine: Engine,
     server: Server,
     surroundings: Arc<Surroundings>,
@@ -214,7 +216,8 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
         Arc::clone(&surroundings) as _,
         reports.clone(),
     ));
-    tokio::spawn(event::journal(operations.events.clone(), stop.clone()));
+    let journal_end = CancellationToken::new();
+    let journal = tokio::spawn(event::journal(operations.events.clone(), journal_end.clone()));
     tokio::spawn(migrate_watch::run(Arc::clone(&operations), stop.clone()));
     let upgrades = Arc::new(peers::Streams::new(Arc::clone(&operations)));
     let calls = api.calls();
@@ -243,7 +246,8 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     tokio::spawn(event::run(operations.events.clone(), stop.clone()));
     tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     let events = operations.events.clone();
-    Ok(Running { store: opened.store, events, engine, server, surroundings, reports, stop })
+    let journal = (journal, journal_end);
+    Ok(Running { store: opened.store, events, journal, engine, server, surroundings, reports, stop })
 }
 
 /// Made if it is missing (0700), and a path that has no surprises in it.
@@ -490,6 +494,12 @@ async fn stop(start: &Start, running: Running) {
     }
     if tokio::time::timeout(FLUSH_WITHIN, running.events.flush()).await.is_err() {
         tracing::warn!("events that were held back are not told");
+    }
+    let (journal, journal_end) = running.journal;
+    journal_end.cancel();
+    // It has a deadline of its own.
+    if journal.await.is_err() {
+        tracing::warn!("the events' journal ended early");
     }
     reports::end(&running.reports).await;
     running.store.close().await;

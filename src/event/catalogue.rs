@@ -42,11 +42,19 @@ pub struct Entry {
     pub meaning: &'static str,
     /// An event of one of these, of the same object, acknowledges an alert of this type.
     pub cleared_by: &'static [Kind],
+    /// The name in `data` of what the event is about within its object: an event that has it clears, and is damped
+    /// with, only those that have the same.
+    pub part: Option<&'static str>,
     /// It may come and go quickly, and is damped then, together with all others of this name and the same object.
     pub damped_as: Option<&'static str>,
 }
 
 impl Entry {
+    /// What of its object an event with this `data` is about; `None`: all of it.
+    pub fn part_of<'a>(&self, data: &'a serde_json::Map<String, serde_json::Value>) -> Option<&'a str> {
+        data.get(self.part?)?.as_str()
+    }
+
     /// Whether an object has the form that the row tells.
     pub fn fits(&self, object: &str) -> bool {
         self.object.split(" or ").any(|form| match form.split_once('<') {
@@ -82,7 +90,7 @@ pub fn clears(kind: &str) -> &'static [Kind] {
 
 macro_rules! catalogue {
     ($($name:ident $kind:literal $severity:ident $object:literal, $meaning:literal
-        $(, cleared by $by:expr)? $(, damped as $group:literal)?;)+) => {
+        $(, each $part:literal)? $(, cleared by $by:expr)? $(, damped as $group:literal)?;)+) => {
         /// A constant for each row.
         pub mod kind {
             use super::Kind;
@@ -100,14 +108,15 @@ macro_rules! catalogue {
                 object: $object,
                 meaning: $meaning,
                 cleared_by: catalogue!(@by $($by)?),
-                damped_as: catalogue!(@group $($group)?),
+                part: catalogue!(@some $($part)?),
+                damped_as: catalogue!(@some $($group)?),
             },
         )+];
     };
     (@by) => { &[] };
     (@by $by:expr) => { $by };
-    (@group) => { None };
-    (@group $group:literal) => { Some($group) };
+    (@some) => { None };
+    (@some $name:literal) => { Some($name) };
 }
 
 /// The VM runs, or is no VM of this host any more: whatever was wrong with its running is over.
@@ -145,6 +154,13 @@ const MOVES: &[Kind] = &[
     kind::VM_LEFT,
     kind::VM_DELETED,
 ];
+/// What was wrong with a carrier; `carrier_back` is told only of one that does not flap.
+const CARRIER_IS_OVER: &[Kind] = &[
+    kind::NETWORK_CARRIER_BACK,
+    kind::NETWORK_SETTLED,
+    kind::NETWORK_LINK_ADDED,
+    kind::NETWORK_LINK_REMOVED,
+];
 /// It is known who runs the VM.
 const DECIDED: &[Kind] = &[
     kind::VM_LEFT,
@@ -161,8 +177,9 @@ catalogue! {
     EVENT_FLAPPING "event.flapping" Info "<object>",
         "Events of this object came and went so quickly that they were held back; it is calm again, or has gone on for ten \
          minutes. `data`: `type`, `severity`, `text` and `data` of the last one held back, which is how things stand; \
-         `count` and `counts` by type, `from` and `to`. It has that one's severity, clears what that one would have cleared, \
-         and is cleared by what would have cleared that one.";
+         `count` and `counts` by type, `from` and `to`; `after`, by type, behind which event number the last such was held \
+         back, and which one in order. It has the last one's severity and is cleared by what would have cleared that \
+         one. It clears what those that were held back would have cleared then, and no alert that came later.";
 
     HOST_CHANGED "host.changed" Info "host", "The host's record was changed: roles, ownership, pool.";
     HOST_PASSWORD_CHANGED "host.password_changed" Info "host", "The agent's password was changed.";
@@ -175,10 +192,15 @@ catalogue! {
         "A job failed. Warning, if it was refused before it changed anything.";
     JOB_CANCELLED "job.cancelled" Warning "job/<number>", "A job was cancelled.";
 
-    DOMAIN_UNKNOWN "domain.unknown" Warning "host", "A domain runs here that is no VM of ours; it is left alone.";
+    DOMAIN_UNKNOWN "domain.unknown" Warning "domain/<number>",
+        "A domain runs here that is no VM of ours; it is left alone. `data.name` is its name.",
+        each "name", cleared by &[kind::DOMAIN_GONE];
+    DOMAIN_GONE "domain.gone" Info "domain/<number>",
+        "A domain that was no VM of ours is gone, or is a VM of ours now.", each "name";
     DOMAIN_DOUBLE "domain.double" Critical "vm/<uuid>",
         "A VM has more than one domain; none is touched until one of them is gone.",
-        cleared by &[kind::VM_STARTED, kind::VM_DELETED];
+        cleared by &[kind::DOMAIN_SINGLE, kind::VM_STARTED, kind::VM_DELETED];
+    DOMAIN_SINGLE "domain.single" Info "vm/<uuid>", "A VM that had more than one domain has no more than one again.";
 
     VM_CREATED "vm.created" Info "vm/<uuid>", "A VM was created.";
     VM_CHANGED "vm.changed" Info "vm/<uuid>", "A VM's configuration was changed.";
@@ -248,18 +270,18 @@ catalogue! {
     NETWORK_LINKS_CHANGED "network.links_changed" Info "network", "So many changes from outside that they are told as one.",
         damped as "links";
     NETWORK_CARRIER_LOST "network.carrier_lost" Warning "network/<link>", "A link has lost its carrier.",
-        cleared by &[kind::NETWORK_CARRIER_BACK, kind::NETWORK_SETTLED, kind::NETWORK_LINK_ADDED];
+        cleared by CARRIER_IS_OVER;
     NETWORK_CARRIER_BACK "network.carrier_back" Info "network/<link>", "A link has a carrier again.";
     NETWORK_FLAPPING "network.flapping" Warning "network/<link>",
         "A link's carrier comes and goes; no more is told of it until it has been quiet.",
-        cleared by &[kind::NETWORK_SETTLED, kind::NETWORK_LINK_ADDED, kind::NETWORK_LINK_REMOVED];
+        cleared by CARRIER_IS_OVER;
     NETWORK_SETTLED "network.settled" Info "network/<link>",
         "A carrier that came and went has been quiet for a while. Warning, if it is not there.",
-        cleared by &[kind::NETWORK_CARRIER_BACK, kind::NETWORK_SETTLED, kind::NETWORK_LINK_ADDED];
+        cleared by CARRIER_IS_OVER;
     NETWORK_ADDRESS_ADDED "network.address_added" Info "network/<link>", "A link got an address from outside.",
-        damped as "address";
+        each "address", damped as "address";
     NETWORK_ADDRESS_REMOVED "network.address_removed" Warning "network/<link>", "A link lost an address, from outside.",
-        cleared by &[kind::NETWORK_ADDRESS_ADDED], damped as "address";
+        each "address", cleared by &[kind::NETWORK_ADDRESS_ADDED, kind::NETWORK_LINK_REMOVED], damped as "address";
     NETWORK_ROUTES_CHANGED "network.routes_changed" Info "network", "Routes were changed from outside.",
         damped as "routes";
 
@@ -293,17 +315,38 @@ mod tests {
         }
     }
 
+    /// The worst that an event of this type may be; the meaning says when it is not what the row says.
+    fn worst(entry: &Entry) -> Severity {
+        let words =
+            [("Warning,", Severity::Warning), ("Error,", Severity::Error), ("Critical,", Severity::Critical)];
+        let told = words.iter().filter(|(word, _)| entry.meaning.contains(word));
+        told.map(|(_, severity)| *severity).chain([entry.severity]).max().unwrap()
+    }
+
     #[test]
     fn what_clears_an_alert_has_the_same_object_and_is_no_worse() {
         for entry in CATALOGUE {
             for by in entry.cleared_by {
                 assert_eq!(by.entry().object, entry.object, "{} by {}", entry.kind.0, by.0);
+                assert!(by.entry().severity <= worst(entry), "{} by {}", entry.kind.0, by.0);
                 assert!(clears(by.0).contains(&entry.kind));
             }
             // A type of which no event is ever an alert has nothing that could be cleared.
-            let may_alert = entry.severity >= Severity::Warning
-                || ["Warning,", "Error,", "Critical,"].iter().any(|word| entry.meaning.contains(word));
-            assert!(may_alert || entry.cleared_by.is_empty(), "{}", entry.kind.0);
+            assert!(worst(entry) >= Severity::Warning || entry.cleared_by.is_empty(), "{}", entry.kind.0);
+        }
+    }
+
+    /// The damper tells only the last one of a family: alerts before it must be over by then, or be that one.
+    #[test]
+    fn of_a_damped_family_every_type_clears_the_alerts_of_the_others_and_is_of_the_same_part() {
+        for entry in CATALOGUE.iter().filter(|entry| entry.damped_as.is_some()) {
+            for other in CATALOGUE.iter().filter(|other| other.damped_as == entry.damped_as) {
+                assert_eq!((other.object, other.part), (entry.object, entry.part), "{}", other.kind.0);
+                let is_over = worst(entry) == Severity::Info
+                    || other.kind == entry.kind
+                    || entry.cleared_by.contains(&other.kind);
+                assert!(is_over, "{} by {}", entry.kind.0, other.kind.0);
+            }
         }
     }
 

@@ -1,9 +1,13 @@
 //! Which alerts are open, and which of them an event clears. Pure: fed with the events in the order of their numbers.
 //!
+//! What was held back is told late (`event.flapping`) and means what it meant in its place: it clears no alert that came
+//! behind that place, and is no alert if it was over by the time it is told.
+//!
 //! It keeps nothing on disk. Whoever feeds it acknowledges what it is told; fed once more with the same events (or with
 //! those that were open at some number, and all behind it), it gives the same answers, less those that were acknowledged.
 
 use super::catalogue::{self, Kind, kind};
+use super::damper::Place;
 use super::{Event, Severity};
 use crate::model::EventNumber;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,20 +16,38 @@ use std::sync::Arc;
 /// More open alerts than this are not remembered: the oldest are not counted any more, and a hand must acknowledge them.
 pub const MAX_OPEN: usize = 20_000;
 
+/// Of so many objects it is remembered when something last ended the alerts of a damped type: one that was held back may
+/// be told behind that.
+const MAX_ENDS: usize = 4096;
+
 /// What an alert is about: its type, and its object.
 type Subject = (Kind, Arc<str>);
+
+/// One that is open, and that something may clear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenAlert {
+    pub number: EventNumber,
+    pub kind: Kind,
+    pub object: Arc<str>,
+    /// What of the object; `None`: all of it.
+    pub part: Option<Arc<str>>,
+}
 
 #[derive(Debug, Default)]
 pub struct Clearing {
     open: BTreeMap<EventNumber, Alert>,
     /// Of the open alerts that something clears: their numbers.
     by_subject: HashMap<Subject, BTreeSet<EventNumber>>,
+    /// Of damped types: what ended all alerts of the object last.
+    ends: HashMap<Subject, Place>,
     counts: [u64; 4],
 }
 
 #[derive(Debug)]
 struct Alert {
     severity: Severity,
+    place: Place,
+    part: Option<Arc<str>>,
     /// `None`: nothing clears it but a hand.
     subject: Option<Subject>,
 }
@@ -41,36 +63,85 @@ impl Clearing {
         self.open.keys().copied().collect()
     }
 
-    /// The next event. Answers the alerts that it clears, which are open no more.
-    pub fn take(&mut self, number: EventNumber, event: &Event) -> Vec<EventNumber> {
-        let told = effective_type(event);
-        let object: Arc<str> = event.object.as_str().into();
-        let mut cleared = Vec::new();
-        for alert in catalogue::clears(told) {
-            let numbers = self.by_subject.get(&(*alert, Arc::clone(&object)));
-            cleared.extend(numbers.into_iter().flatten().copied());
-        }
-        cleared.sort_unstable();
-        cleared.iter().for_each(|number| self.forget(*number));
-        if event.severity >= Severity::Warning && event.acknowledged.is_none() {
-            self.open(number, event.severity, told, object);
-        }
-        cleared
+    /// Those of some types.
+    pub fn open_of(&self, kinds: &[Kind]) -> Vec<OpenAlert> {
+        let subjects = self.by_subject.iter().filter(|((kind, _), _)| kinds.contains(kind));
+        let alerts = subjects.flat_map(|((kind, object), numbers)| {
+            numbers.iter().map(|number| OpenAlert {
+                number: *number,
+                kind: *kind,
+                object: Arc::clone(object),
+                part: self.open.get(number).and_then(|alert| alert.part.clone()),
+            })
+        });
+        let mut alerts: Vec<OpenAlert> = alerts.collect();
+        alerts.sort_unstable_by_key(|alert| alert.number);
+        alerts
     }
 
-    fn open(&mut self, number: EventNumber, severity: Severity, told: &str, object: Arc<str>) {
+    /// The next event. Answers the alerts that it clears, which are open no more: itself among them if it tells late of an
+    /// alert that is over.
+    pub fn take(&mut self, number: EventNumber, event: &Event) -> Vec<EventNumber> {
+        let meaning = Meaning::of(number, event);
+        let object: Arc<str> = event.object.as_str().into();
+        let mut cleared = BTreeSet::new();
+        for (told, place) in &meaning.ends {
+            for alert in catalogue::clears(told) {
+                let subject = (*alert, Arc::clone(&object));
+                cleared.extend(self.ended(&subject, *place, meaning.part.as_deref()));
+                if meaning.part.is_none() && alert.entry().damped_as.is_some() {
+                    self.note_end(subject, *place);
+                }
+            }
+        }
+        cleared.iter().for_each(|number| self.forget(*number));
+        if event.severity >= Severity::Warning && event.acknowledged.is_none() {
+            let entry = catalogue::find(meaning.told).filter(|entry| !entry.cleared_by.is_empty());
+            let subject = entry.map(|entry| (entry.kind, object));
+            let end = subject.as_ref().and_then(|subject| self.ends.get(subject));
+            if end.is_some_and(|end| *end > meaning.place) {
+                cleared.insert(number);
+            } else {
+                let Meaning { place, part, .. } = meaning;
+                self.open(number, Alert { severity: event.severity, place, part, subject });
+            }
+        }
+        cleared.into_iter().collect()
+    }
+
+    fn ended(&self, subject: &Subject, place: Place, part: Option<&str>) -> Vec<EventNumber> {
+        let numbers = self.by_subject.get(subject).into_iter().flatten();
+        let is_over = |alert: &Alert| {
+            let same = part.is_none_or(|part| alert.part.as_deref().is_none_or(|its| its == part));
+            same && alert.place < place
+        };
+        numbers.filter(|number| self.open.get(number).is_some_and(is_over)).copied().collect()
+    }
+
+    fn note_end(&mut self, subject: Subject, place: Place) {
+        if self.ends.len() >= MAX_ENDS
+            && !self.ends.contains_key(&subject)
+            && let Some(oldest) =
+                self.ends.iter().min_by_key(|(_, at)| **at).map(|(oldest, _)| oldest.clone())
+        {
+            self.ends.remove(&oldest);
+        }
+        let end = self.ends.entry(subject).or_insert(place);
+        *end = place.max(*end);
+    }
+
+    fn open(&mut self, number: EventNumber, alert: Alert) {
+        self.forget(number);
         if self.open.len() >= MAX_OPEN
             && let Some(oldest) = self.open.keys().next().copied()
         {
             self.forget(oldest);
         }
-        let entry = catalogue::find(told).filter(|entry| !entry.cleared_by.is_empty());
-        let subject = entry.map(|entry| (entry.kind, object));
-        if let Some(subject) = &subject {
+        if let Some(subject) = &alert.subject {
             self.by_subject.entry(subject.clone()).or_default().insert(number);
         }
-        self.counts[severity as usize] += 1;
-        self.open.insert(number, Alert { severity, subject });
+        self.counts[alert.severity as usize] += 1;
+        self.open.insert(number, alert);
     }
 
     /// It was acknowledged.
@@ -94,10 +165,41 @@ impl Clearing {
     }
 }
 
-/// The end of flapping tells of the last event that was held back: it means what that one means.
-fn effective_type(event: &Event) -> &str {
-    let last = event.data.get("type").and_then(|last| last.as_str());
-    last.filter(|_| event.kind == kind::EVENT_FLAPPING).unwrap_or(&event.kind)
+/// What an event says of alerts. The end of flapping says what those say that were held back.
+struct Meaning<'a> {
+    /// The type of the one that may be an alert, and its place.
+    told: &'a str,
+    place: Place,
+    part: Option<Arc<str>>,
+    /// All that may clear something.
+    ends: Vec<(&'a str, Place)>,
+}
+
+impl<'a> Meaning<'a> {
+    fn of(number: EventNumber, event: &'a Event) -> Self {
+        let plain = (number, 0);
+        let last = event.data.get("type").and_then(|last| last.as_str());
+        let Some(told) = last.filter(|_| event.kind == kind::EVENT_FLAPPING) else {
+            let part = event.part().map(Arc::from);
+            return Self { told: &event.kind, place: plain, part, ends: vec![(&event.kind, plain)] };
+        };
+        let data = event.data.get("data").and_then(|data| data.as_object());
+        let part = catalogue::find(told).and_then(|entry| entry.part_of(data?)).map(Arc::from);
+        let mut ends = Vec::new();
+        for (held, after) in event.data.get("after").and_then(|after| after.as_object()).into_iter().flatten()
+        {
+            if let Ok(place) = serde_json::from_value::<Place>(after.clone()) {
+                ends.push((held.as_str(), place));
+            }
+        }
+        let place = ends.iter().find(|(held, _)| *held == told).map(|(_, place)| *place);
+        // An older agent's does not tell its place.
+        let place = place.unwrap_or_else(|| {
+            ends.push((told, plain));
+            plain
+        });
+        Self { told, place, part, ends }
+    }
 }
 
 #[cfg(test)]

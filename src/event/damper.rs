@@ -1,13 +1,16 @@
 //! Events that come and go faster than anybody can read. Pure: the time comes in.
 //!
 //! Words: a *run* is what one object's events of one family (links, addresses: the catalogue's `damped as`) do from the
-//! first of them on; the first few of a run *pass*, further ones are *held back* and counted. When it is calm again, or
-//! after ten minutes, one event tells how many there were and how things stand: the last one held back is told whole, so
-//! the last state is never lost, only told late.
+//! first of them on, or those of one address of it; the first few of a run *pass*, further ones are *held back* and counted.
+//! When it is calm again, or after ten minutes, one event tells how many there were and how things stand: the last one
+//! held back is told whole, so the last state is never lost, only told late. What was held back would have cleared alerts
+//! then, and not those that came between it and its telling: so its *place* is told too, the newest event's number when it
+//! was held back, and which one it was behind that number.
 //!
 //! It holds back in memory only. What was held back when the agent is killed is told nowhere; an orderly stop tells it.
 
 use super::{Event, kind};
+use crate::model::EventNumber;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -23,12 +26,17 @@ pub const LONGEST: Duration = Duration::from_secs(600);
 /// Runs that are remembered. What more there are pass.
 pub const MAX_RUNS: usize = 4096;
 
-/// The family and the object.
-pub type Key = (&'static str, String);
+/// The family, the object, and what of it.
+pub type Key = (&'static str, String, Option<String>);
+
+/// Where something that was held back stands among the events: behind this one, as this one of those held back.
+pub type Place = (EventNumber, u64);
 
 #[derive(Debug, Default)]
 pub struct Damper {
     runs: HashMap<Key, Run>,
+    /// How many were ever held back.
+    held_back: u64,
 }
 
 #[derive(Debug)]
@@ -45,6 +53,8 @@ struct Held {
     first: Instant,
     last: Instant,
     counts: BTreeMap<String, u64>,
+    /// By type, of the last one.
+    after: BTreeMap<String, Place>,
     from: crate::model::Timestamp,
     event: Event,
 }
@@ -54,9 +64,9 @@ impl Damper {
         Self::default()
     }
 
-    /// Whether this event passes. One that does not is held back.
-    pub fn take(&mut self, family: &'static str, event: &Event, now: Instant) -> bool {
-        let key = (family, event.object.clone());
+    /// Whether this event passes. One that does not is held back, behind the newest there is.
+    pub fn take(&mut self, family: &'static str, event: &Event, newest: EventNumber, now: Instant) -> bool {
+        let key = (family, event.object.clone(), event.part().map(str::to_owned));
         if !self.runs.contains_key(&key) {
             self.make_room(now);
             if self.runs.len() < MAX_RUNS {
@@ -74,8 +84,14 @@ impl Damper {
                 return true;
             }
         }
-        run.hold(event, now);
+        self.held_back += 1;
+        run.hold(event, (newest, self.held_back), now);
         false
+    }
+
+    /// Whether something is held back, or being told.
+    pub fn is_busy(&self) -> bool {
+        self.runs.values().any(|run| run.held.is_some() || run.telling.is_some())
     }
 
     /// When there is something to tell next.
@@ -141,16 +157,18 @@ impl Damper {
 }
 
 impl Run {
-    fn hold(&mut self, event: &Event, now: Instant) {
+    fn hold(&mut self, event: &Event, place: Place, now: Instant) {
         let kind = event.kind.clone();
         let held = self.held.get_or_insert_with(|| Held {
             first: now,
             last: now,
             counts: BTreeMap::new(),
+            after: BTreeMap::new(),
             from: event.time,
             event: event.clone(),
         });
         held.last = now;
+        held.after.insert(kind.clone(), place);
         *held.counts.entry(kind).or_default() += 1;
         held.event = event.clone();
     }
@@ -164,6 +182,7 @@ impl Run {
 impl Held {
     fn then(mut self, later: Self) -> Self {
         later.counts.into_iter().for_each(|(kind, count)| *self.counts.entry(kind).or_default() += count);
+        self.after.extend(later.after);
         (self.last, self.event) = (later.last, later.event);
         self
     }
@@ -181,6 +200,7 @@ impl Held {
             .with("severity", last.severity.as_str())
             .with("count", count)
             .with("counts", json!(self.counts))
+            .with("after", json!(self.after))
             .with("from", self.from.to_string())
             .with("to", last.time.to_string())
             .with("text", last.text.clone())
@@ -215,7 +235,7 @@ mod tests {
     fn the_first_few_pass_the_rest_is_counted_and_the_last_is_told_when_the_window_ends() {
         let (mut damper, t0) = (Damper::new(), Instant::now());
         for n in 0..20u32 {
-            let passes = damper.take("link", &link(&n.to_string()), t0 + n * S);
+            let passes = damper.take("link", &link(&n.to_string()), EventNumber(0), t0 + n * S);
             assert_eq!(passes, n < PASS, "{n}");
         }
         assert_eq!(damper.next_due(), Some(t0 + WINDOW));
@@ -232,13 +252,13 @@ mod tests {
         assert_eq!(data["data"], json!({ "n": "19" }));
         damper.told(&told[0].0);
         assert!(damper.runs.is_empty() && damper.next_due().is_none());
-        assert!(damper.take("link", &link("anew"), t0 + WINDOW + S));
+        assert!(damper.take("link", &link("anew"), EventNumber(0), t0 + WINDOW + S));
     }
 
     #[test]
     fn slow_events_all_pass() {
         let (mut damper, t0) = (Damper::new(), Instant::now());
-        assert!((0..50u32).all(|n| damper.take("link", &link("x"), t0 + n * 13 * S)));
+        assert!((0..50u32).all(|n| damper.take("link", &link("x"), EventNumber(0), t0 + n * 13 * S)));
         assert!(damper.due(t0 + 3600 * S).is_empty());
     }
 
@@ -246,12 +266,12 @@ mod tests {
     fn what_is_not_calm_at_the_windows_end_is_told_when_it_is_or_after_ten_minutes() {
         let (mut damper, t0) = (Damper::new(), Instant::now());
         for n in 0..=80u32 {
-            damper.take("link", &link(&n.to_string()), t0 + n * S);
+            damper.take("link", &link(&n.to_string()), EventNumber(0), t0 + n * S);
         }
         assert_eq!(damper.next_due(), Some(t0 + 80 * S + CALM));
         let mut told = 0;
         for n in 81..2000u32 {
-            damper.take("link", &link(&n.to_string()), t0 + n * S);
+            damper.take("link", &link(&n.to_string()), EventNumber(0), t0 + n * S);
             for (key, _) in damper.due(t0 + n * S) {
                 damper.told(&key);
                 told += 1;
@@ -266,8 +286,13 @@ mod tests {
         let (gone, come) = (kind::NETWORK_ADDRESS_REMOVED, kind::NETWORK_ADDRESS_ADDED);
         for n in 0..15u32 {
             let kind = if n % 2 == 0 { gone } else { come };
-            damper.take("address", &event(kind, "network/eth0", &n.to_string()), t0 + n * S);
-            assert!(damper.take("address", &event(kind, &format!("network/{n}"), "another"), t0 + n * S));
+            damper.take("address", &event(kind, "network/eth0", &n.to_string()), EventNumber(0), t0 + n * S);
+            assert!(damper.take(
+                "address",
+                &event(kind, &format!("network/{n}"), "another"),
+                EventNumber(0),
+                t0 + n * S
+            ));
         }
         let told = damper.due(t0 + WINDOW);
         assert_eq!(texts(&told), ["14"]);
@@ -282,16 +307,16 @@ mod tests {
     fn nothing_overtakes_what_is_being_told_and_what_could_not_be_told_is_told_again() {
         let (mut damper, t0) = (Damper::new(), Instant::now());
         for n in 0..7 {
-            damper.take("link", &link(&n.to_string()), t0);
+            damper.take("link", &link(&n.to_string()), EventNumber(0), t0);
         }
         let told = damper.due(t0 + WINDOW);
         assert_eq!(texts(&told), ["6"]);
-        assert!(!damper.take("link", &link("7"), t0 + WINDOW), "while it is being told");
+        assert!(!damper.take("link", &link("7"), EventNumber(0), t0 + WINDOW), "while it is being told");
         assert!(damper.due(t0 + 2 * WINDOW).is_empty() && damper.all().is_empty(), "told once at a time");
         damper.failed(&told[0].0);
         let told = damper.due(t0 + 2 * WINDOW);
         assert_eq!((texts(&told), &told[0].1.data["count"]), (vec!["7".to_owned()], &json!(3)));
-        assert!(!damper.take("link", &link("8"), t0 + 2 * WINDOW));
+        assert!(!damper.take("link", &link("8"), EventNumber(0), t0 + 2 * WINDOW));
         damper.told(&told[0].0);
         let told = damper.all();
         assert_eq!((texts(&told), &told[0].1.data["count"]), (vec!["8".to_owned()], &json!(1)));
@@ -303,12 +328,20 @@ mod tests {
     fn objects_beyond_the_bound_pass_and_quiet_ones_make_room() {
         let (mut damper, t0) = (Damper::new(), Instant::now());
         for n in 0..MAX_RUNS + 10 {
-            assert!(damper.take("link", &event(kind::NETWORK_LINK_ADDED, &format!("network/{n}"), ""), t0));
+            assert!(damper.take(
+                "link",
+                &event(kind::NETWORK_LINK_ADDED, &format!("network/{n}"), ""),
+                EventNumber(0),
+                t0
+            ));
         }
         assert_eq!(damper.runs.len(), MAX_RUNS);
         let late = event(kind::NETWORK_LINK_ADDED, "network/late", "");
-        assert!((0..20).all(|_| damper.take("link", &late, t0 + S)));
-        assert_eq!((0..20).filter(|_| damper.take("link", &late, t0 + WINDOW)).count(), PASS as usize);
+        assert!((0..20).all(|_| damper.take("link", &late, EventNumber(0), t0 + S)));
+        assert_eq!(
+            (0..20).filter(|_| damper.take("link", &late, EventNumber(0), t0 + WINDOW)).count(),
+            PASS as usize
+        );
     }
 
     proptest! {
@@ -335,7 +368,7 @@ mod tests {
                 let kind = if gone { kind::NETWORK_LINK_REMOVED } else { kind::NETWORK_LINK_ADDED };
                 let one = event(kind, &format!("network/{object}"), &n.to_string());
                 came.push((one.object.clone(), one.text.clone()));
-                if damper.take("link", &one, now) {
+                if damper.take("link", &one, EventNumber(0), now) {
                     told.push((one.object, one.text, 1));
                 }
             }

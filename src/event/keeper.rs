@@ -8,9 +8,9 @@
 //!
 //! The log's bound on disk is therefore twice `events.history`, and what is written while the surplus is deleted.
 
-use super::Event;
-use super::Log;
 use super::damper::{Damper, Key};
+use super::log::is_for_good;
+use super::{Event, Log};
 use crate::model::EventNumber;
 use crate::store::{StoreError, Txn};
 use std::time::Duration;
@@ -77,21 +77,35 @@ async fn insist<T, F: Future<Output = Result<T, StoreError>>>(work: impl Fn() ->
     }
 }
 
-/// As the types of the events say that cleared them. Comes back when all are acknowledged.
+/// As the types of the events say that cleared them. Comes back when all are acknowledged that can be.
 async fn acknowledge(log: &Log, cleared: Vec<(EventNumber, String)>) {
     for same in cleared.chunk_by(|(_, a), (_, b)| a == b) {
         let by = format!("agent: {}", same[0].1);
         for some in same.chunks(ACKNOWLEDGED_AT_ONCE) {
             let numbers: Vec<EventNumber> = some.iter().map(|(number, _)| *number).collect();
-            loop {
-                match log.acknowledge(&numbers, &by).await {
-                    // What a closed store does not take, the next start's does: it has no note of it.
-                    Ok(_) | Err(StoreError::Closed) => break,
-                    Err(error) => tracing::warn!(%error, by, "alerts that are over are not acknowledged"),
+            if acknowledge_some(log, &numbers, &by).await {
+                continue;
+            }
+            // One of them is damaged: the others need not stay open for it.
+            for number in numbers {
+                if !acknowledge_some(log, &[number], &by).await {
+                    tracing::warn!(event_id = %number, by, "an alert that is over is left open, since it cannot be written");
                 }
-                tokio::time::sleep(RETRY).await;
             }
         }
+    }
+}
+
+/// Until it is done. `false`: that can never be.
+async fn acknowledge_some(log: &Log, numbers: &[EventNumber], by: &str) -> bool {
+    loop {
+        match log.acknowledge(numbers, by).await {
+            // What a closed store does not take, the next start's does: it has no note of it.
+            Ok(_) | Err(StoreError::Closed) => return true,
+            Err(error) if is_for_good(&error) => return false,
+            Err(error) => tracing::warn!(%error, by, "alerts that are over are not acknowledged"),
+        }
+        tokio::time::sleep(RETRY).await;
     }
 }
 
@@ -151,22 +165,30 @@ impl Log {
         if let Some(damper) = self.damper().as_mut() {
             if told.is_ok() { damper.told(key) } else { damper.failed(key) }
         }
+        self.told().notify_waiters();
         told.is_ok()
     }
 
-    /// Tells all that is held back; nothing is any more from then on. For an orderly stop.
+    /// Tells all that is held back, and waits for what is being told; nothing is held back any more from then on. For an
+    /// orderly stop, which has a deadline.
     pub async fn flush(&self) {
         loop {
-            let held = {
+            let told = self.told().notified();
+            let (held, is_busy) = {
                 let mut damper = self.damper();
                 let held = damper.as_mut().map(Damper::all).unwrap_or_default();
-                if held.is_empty() {
+                let is_busy = damper.as_ref().is_some_and(Damper::is_busy);
+                if !is_busy {
                     *damper = None;
                 }
-                held
+                (held, is_busy)
             };
-            if held.is_empty() {
+            if !is_busy {
                 return;
+            }
+            if held.is_empty() {
+                // The keeper writes it at the moment.
+                told.await;
             }
             for (key, event) in held {
                 if !self.tell(&key, &event).await {
@@ -345,6 +367,82 @@ mod tests {
         assert!(log.publish(&link).await.unwrap().is_some());
         log.flush().await;
         assert_eq!(all(&log).await.len(), 27);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_orderly_stop_waits_for_what_is_being_told() {
+        let log = log_on(Store::memory(), 1000).await;
+        let link = event(kind::NETWORK_LINK_CHANGED, "network/eth0");
+        *log.damper() = Some(Damper::new());
+        for _ in 0..20 {
+            log.publish(&link).await.unwrap();
+        }
+        // As the keeper does, whose store takes a while.
+        let telling = log.damper().as_mut().unwrap().all();
+        let flushed = tokio::spawn({
+            let log = log.clone();
+            async move { log.flush().await }
+        });
+        seconds(1.0).await;
+        assert!(!flushed.is_finished());
+        log.publish(&link).await.unwrap();
+        for (key, event) in telling {
+            assert!(log.tell(&key, &event).await);
+        }
+        seconds(1.0).await;
+        assert!(flushed.is_finished());
+        let told = all(&log).await;
+        let counts: Vec<_> = told[5..].iter().map(|(_, event)| event.data["count"].clone()).collect();
+        assert_eq!(counts, [15, 1], "also what came meanwhile");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_recalled_twice_is_open_once() {
+        let log = log_on(Store::memory(), 1000).await;
+        log.publish(&event(kind::VM_CRASHED, "vm/a")).await.unwrap();
+        log.absorb(EventNumber(0), PAGE).await.unwrap();
+        log.note(EventNumber(1)).await.unwrap();
+        for _ in 0..2 {
+            let (recalled, _) = log.recall().await.unwrap();
+            assert_eq!((recalled.last, recalled.cleared.len()), (EventNumber(1), 0));
+            assert_eq!(log.open_alerts(), [0, 0, 1, 0]);
+        }
+        // Its acknowledgement by hand, between two tries, is not forgotten.
+        log.acknowledge(&[EventNumber(1)], "local:0").await.unwrap();
+        log.recall().await.unwrap();
+        assert_eq!(log.open_alerts(), [0; 4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_that_is_damaged_is_left_out_and_the_others_are_followed() {
+        let store = Store::memory();
+        let log = log_on(store.clone(), 1000).await;
+        log.publish(&event(kind::VM_CRASHED, "vm/a")).await.unwrap();
+        log.publish(&event(kind::VM_CRASHED, "vm/a")).await.unwrap();
+        log.publish(&event(kind::VM_CHANGED, "vm/b")).await.unwrap();
+        let _kept = kept(&log);
+        seconds(1.0).await;
+        // No event any more: one that is open, and one that is not yet followed.
+        let nonsense: crate::store::Table<u64> = crate::store::Table::new("event", 1);
+        let spoil = async |number: u64| {
+            let mut txn = Txn::new();
+            txn.put(&nonsense, &EventNumber(number), &7);
+            store.commit(txn).await.unwrap();
+        };
+        spoil(1).await;
+        let mut both = Txn::new();
+        event(kind::VM_CHANGED, "vm/b").append_to(&mut both);
+        store.commit(both).await.unwrap();
+        spoil(4).await;
+        log.publish(&event(kind::VM_STARTED, "vm/a")).await.unwrap();
+        seconds(60.0).await;
+        let second = store.get(&crate::event::log::EVENTS, &EventNumber(2)).await.unwrap().unwrap();
+        assert_eq!(second.acknowledged.unwrap().by, "agent: vm.started");
+        // The next life reads past both, too.
+        let log = log_on(store.crash_copy(), 1000).await;
+        let _kept = kept(&log);
+        seconds(60.0).await;
+        assert_eq!(log.open_of(&[kind::VM_CRASHED]), Some(Vec::new()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! The log of events on the store: written, read, waited for, acknowledged, pruned.
 
-use super::clearing::Clearing;
+use super::clearing::{Clearing, OpenAlert};
 use super::damper::Damper;
 use super::token::STREAM_DIGITS;
 use super::{Acknowledgement, Event, Kind, Page, Query, Token, catalogue};
@@ -55,6 +55,10 @@ struct Inner {
     /// Only while there is a keeper, who tells in the end what was held back.
     damper: Mutex<Option<Damper>>,
     held_back: Notify,
+    /// Rung when something that was held back is told, or could not be.
+    told: Notify,
+    /// How far the keeper has followed in this life.
+    followed: AtomicU64,
     /// Held by whoever changes rows that are there, and by whoever must not read a row twice, before and after.
     rows: tokio::sync::Mutex<()>,
 }
@@ -83,6 +87,8 @@ impl Log {
                 clearing: Mutex::default(),
                 damper: Mutex::default(),
                 held_back: Notify::new(),
+                told: Notify::new(),
+                followed: AtomicU64::new(0),
                 rows: tokio::sync::Mutex::default(),
             }),
         })
@@ -120,6 +126,24 @@ impl Log {
         self.clearing().counts()
     }
 
+    /// The open alerts of some types that something may clear. `None`: the keeper has not followed all that was written.
+    pub fn open_of(&self, kinds: &[Kind]) -> Option<Vec<OpenAlert>> {
+        // Before the look at the numbers, or one that is written in between would seem to be followed.
+        let last = self.last().0;
+        let open = self.clearing().open_of(kinds);
+        (self.inner.followed.load(Ordering::SeqCst) >= last).then_some(open)
+    }
+
+    /// Whether there are events that are to be told later.
+    pub fn is_holding_back(&self) -> bool {
+        self.damper().as_ref().is_some_and(Damper::is_busy)
+    }
+
+    /// The last number before this life.
+    pub(super) fn born(&self) -> EventNumber {
+        self.inner.born
+    }
+
     /// Events written since the start, by severity, as far as the keeper has come.
     pub fn written(&self) -> [u64; 4] {
         self.inner.written.each_ref().map(|count| count.load(Ordering::Relaxed))
@@ -128,7 +152,10 @@ impl Log {
     /// Writes one event that goes with no other change. `None`: its object's events come too quickly, and it is held back.
     pub async fn publish(&self, event: &Event) -> Result<Option<EventNumber>, StoreError> {
         if let Some(family) = catalogue::find(&event.kind).and_then(|entry| entry.damped_as)
-            && !self.damper().as_mut().is_none_or(|damper| damper.take(family, event, Instant::now()))
+            && !self
+                .damper()
+                .as_mut()
+                .is_none_or(|damper| damper.take(family, event, self.last(), Instant::now()))
         {
             self.inner.held_back.notify_one();
             return Ok(None);
@@ -266,9 +293,17 @@ impl Log {
         kept > self.inner.history.saturating_mul(2)
     }
 
-    /// Takes up what an earlier life noted. Where to follow from, what is cleared by now, and whether there was a note.
+    /// Takes up what an earlier life noted, anew each time. Where to follow from, what is cleared by now, and whether there
+    /// was a note. A note that cannot be read is none.
     pub(super) async fn recall(&self) -> Result<(Absorbed, bool), StoreError> {
-        let note = self.inner.store.get(&NOTE, ONLY_KEY).await?;
+        *self.clearing() = Clearing::default();
+        let note = match self.inner.store.get(&NOTE, ONLY_KEY).await {
+            Err(error) if is_for_good(&error) => {
+                tracing::warn!(%error, "how far the events were followed cannot be read");
+                None
+            }
+            note => note?,
+        };
         let is_noted = note.is_some();
         let note = note.unwrap_or_else(|| Note {
             up_to: EventNumber(self.last().0.saturating_sub(WITHOUT_NOTE)),
@@ -278,13 +313,28 @@ impl Log {
         for some in note.open.chunks(256) {
             let _rows = self.inner.rows.lock().await;
             for number in some {
-                if let Some(event) = self.inner.store.get(&EVENTS, number).await? {
-                    let by = self.clearing().take(*number, &event);
-                    cleared.extend(by.into_iter().map(|alert| (alert, event.kind.clone())));
+                if let Some(event) = self.readable(*number).await? {
+                    cleared.extend(self.take(*number, &event));
                 }
             }
         }
         Ok((Absorbed { last: note.up_to, cleared }, is_noted))
+    }
+
+    /// One event; `None`: it is not kept, or damaged, which is said.
+    async fn readable(&self, number: EventNumber) -> Result<Option<Event>, StoreError> {
+        match self.inner.store.get(&EVENTS, &number).await {
+            Err(error) if is_for_good(&error) => {
+                tracing::warn!(%error, event_id = %number, "an event cannot be read and is left out");
+                Ok(None)
+            }
+            event => event,
+        }
+    }
+
+    fn take(&self, number: EventNumber, event: &Event) -> Vec<(EventNumber, String)> {
+        let by = self.clearing().take(number, event);
+        by.into_iter().map(|alert| (alert, event.kind.clone())).collect()
     }
 
     /// Notes that all up to there is followed, and acknowledged.
@@ -297,20 +347,32 @@ impl Log {
     /// The next page for the keeper. No row of it is acknowledged or pruned between its reading and its counting.
     pub(super) async fn absorb(&self, since: EventNumber, limit: usize) -> Result<Absorbed, StoreError> {
         let _rows = self.inner.rows.lock().await;
-        let page = self.list(&Query { since, limit, ..Query::default() }).await?;
-        let mut clearing = self.clearing();
+        let page = match self.list(&Query { since, limit, ..Query::default() }).await {
+            Err(error) if is_for_good(&error) => self.page_of_readable(since, limit).await?,
+            page => page?,
+        };
         if let Some(gap) = page.gap {
-            clearing.forget_before(EventNumber(gap.to.0 + 1));
+            self.clearing().forget_before(EventNumber(gap.to.0 + 1));
         }
         let mut cleared = Vec::new();
         for (number, event) in &page.events {
             if *number > self.inner.born {
                 self.inner.written[event.severity as usize].fetch_add(1, Ordering::Relaxed);
             }
-            let by = clearing.take(*number, event);
-            cleared.extend(by.into_iter().map(|alert| (alert, event.kind.clone())));
+            cleared.extend(self.take(*number, event));
         }
+        self.inner.followed.store(page.last.0, Ordering::SeqCst);
         Ok(Absorbed { last: page.last, cleared })
+    }
+
+    /// One by one, without those that are damaged.
+    async fn page_of_readable(&self, since: EventNumber, limit: usize) -> Result<Page, StoreError> {
+        let last = EventNumber(self.last().0.min(since.0.saturating_add(limit as u64)));
+        let mut page = Page { last, ..Page::default() };
+        for number in (since.0 + 1..=last.0).map(EventNumber) {
+            page.events.extend(self.readable(number).await?.map(|event| (number, event)));
+        }
+        Ok(page)
     }
 
     fn clearing(&self) -> MutexGuard<'_, Clearing> {
@@ -325,6 +387,16 @@ impl Log {
     pub(super) async fn held_back(&self) {
         self.inner.held_back.notified().await;
     }
+
+    /// Rung when something that was held back is told, or could not be.
+    pub(super) fn told(&self) -> &Notify {
+        &self.inner.told
+    }
+}
+
+/// Asked again, the store says the same.
+pub(super) fn is_for_good(error: &StoreError) -> bool {
+    matches!(error, StoreError::Damaged(_) | StoreError::Refused(_))
 }
 
 /// A store that can only be read keeps none: then this one holds for as long as the daemon lives.

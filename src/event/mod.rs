@@ -20,6 +20,8 @@
 pub mod catalogue;
 mod clearing;
 mod damper;
+#[cfg(test)]
+mod damping_tests;
 mod journal;
 mod keeper;
 mod log;
@@ -28,6 +30,7 @@ mod reference;
 mod token;
 
 pub use catalogue::{Kind, kind};
+pub use clearing::OpenAlert;
 pub use journal::journal;
 pub use keeper::run;
 pub use log::{Log, TABLE};
@@ -127,6 +130,11 @@ impl Event {
     pub fn with(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
         self.data.insert(name.to_owned(), value.into());
         self
+    }
+
+    /// What of its object it is about, if not all of it: one address of a link.
+    fn part(&self) -> Option<&str> {
+        catalogue::find(&self.kind)?.part_of(&self.data)
     }
 
     /// Adds the event to a transaction; it gets its number when that is committed.

@@ -12,12 +12,16 @@ fn row(page: &mut String, entry: &Entry) {
     let cells = [
         format!("`{}`", entry.kind.as_str()),
         entry.severity.as_str().to_owned(),
-        format!("`{}`", entry.object.replace(" or ", "` or `")),
+        format!("`{}`{}", entry.object.replace(" or ", "` or `"), each(entry)),
         entry.meaning.to_owned(),
         by.join(", "),
         entry.damped_as.unwrap_or_default().to_owned(),
     ];
     writeln!(page, "| {} |", cells.join(" | ")).unwrap();
+}
+
+fn each(entry: &Entry) -> String {
+    entry.part.map(|part| format!(", each `{part}`")).unwrap_or_default()
 }
 
 fn page() -> String {
@@ -41,12 +45,13 @@ fn page() -> String {
          An event is shown only when it is on disk for good: no crash gives its number to another.\n\n\
          ## Alerts\n\n\
          An event of severity `warning` or above is an alert, open until it is acknowledged: by hand, or by the agent when \
-         an event comes that clears it (`acknowledged_by` is `agent: <type>` then). Both are events of the same object. An \
+         an event comes that clears it (`acknowledged_by` is `agent: <type>` then). Both are events of the same object; \
+         where the column says *each*, also with the same value of that name in `data`. An \
          acknowledgement that the agent's death prevented is made up for at its next start. Of \
          more than {open} open alerts the oldest are left to a hand.\n\n\
          ## Damping\n\n\
          Of types with an entry in the column *damped with*, {pass} events of one object pass within {window} s; all types of one \
-         name count together. Further ones are held back until the window is over and it has been calm for {calm} s, or for \
+         name count together, *each* value by itself. Further ones are held back until the window is over and it has been calm for {calm} s, or for \
          {longest} s at the longest; then `event.flapping` tells how many there were, and the last of them whole. An orderly stop \
          of the agent tells it at once; what was held back when the agent is killed is told nowhere.\n\n\
          ## What is kept\n\n\

@@ -226,7 +226,7 @@ pub enum OwnershipError {
 pub enum Ownership {
     #[default]
     Unowned,
-    Owned(Owner),
+    Owned(Box<Owner>),
 }
 
 /// The manager that owns the host, and what it told us of itself.
@@ -267,7 +267,7 @@ impl Ownership {
             Self::Owned(owner) if owner.manager != request.manager => {
                 return Err(OwnershipError::AlreadyOwned { owner: owner.manager.clone() });
             }
-            Self::Owned(owner) => Some(owner.clone()),
+            Self::Owned(owner) => Some(Owner::clone(owner)),
             Self::Unowned => None,
         };
         let since = old.as_ref().map_or(now, |owner| owner.since);
@@ -275,7 +275,7 @@ impl Ownership {
             from_event: Some(newest_event),
             ..Owner::bare(&request.manager, since)
         });
-        Ok(Self::Owned(Owner {
+        Ok(Self::Owned(Box::new(Owner {
             manager: kept.manager,
             core_api_url: request.core_api_url.or(kept.core_api_url),
             event_url: request.event_url.or(kept.event_url),
@@ -285,7 +285,7 @@ impl Ownership {
             since,
             taken: now,
             from_event: kept.from_event,
-        }))
+        })))
     }
 
     pub fn release(&self, manager: &ManagerId) -> Result<Self, OwnershipError> {

@@ -35,8 +35,8 @@ fn only_the_owner_changes_what_it_told_and_only_it_releases() {
     let Ownership::Owned(before) = &owned else { panic!("it is owned") };
     assert_eq!((again.taken, again.since, again.from_event), (Timestamp(9), Timestamp(5), Some(7)));
     assert_eq!(
-        Owner { taken: before.taken, ..again },
-        *before,
+        Owner { taken: before.taken, ..*again },
+        **before,
         "twice the same is the same but for its time"
     );
     let update = TakeRequest::parse(&RawTake {

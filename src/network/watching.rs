@@ -105,6 +105,11 @@ impl Watching {
         self.carriers.len()
     }
 
+    /// Whether its carrier comes and goes, as far as this memory goes back.
+    pub fn flaps(&self, link: &IfName) -> bool {
+        self.carriers.get(link).is_some_and(|carrier| carrier.flaps)
+    }
+
     /// What is to be told of the step from `old` to `new`. To be called from time to time also if nothing changes: it tells
     /// that a link flaps no more.
     pub fn observe(&mut self, old: &NetworkView, new: &NetworkView, at: Timestamp) -> Vec<Observation> {

@@ -3,12 +3,16 @@
 //!
 //! One task. A VM whose record and world disagree is *dirty*. While a job is open on its lock the job knows what
 //! it does, so a dirty VM is looked at again when no such job is open.
+//!
+//! What is told of the world and may be over one day (a domain that nobody knows, two domains of one VM, one that stands
+//! still) is held against the world for as long as its alert is open, whichever life of ours told it: the log knows which
+//! are, so none is told twice, and the end of each is told.
 
 use super::settle::Decision;
 use super::{Operations, plan};
-use crate::event::{Event, kind};
+use crate::event::{Event, Kind, OpenAlert, kind};
 use crate::job::Options;
-use crate::model::VmId;
+use crate::model::{EventNumber, VmId};
 use crate::vm::adopt::Boot;
 use crate::vm::{Change, Intent, VmRecord};
 use crate::xen::{DomId, DomainInfo, Observation, RunState, ShutdownReason};
@@ -29,6 +33,11 @@ const STANDS_LONG: Duration = Duration::from_secs(60);
 /// How soon all domains are looked at again if they could not be read at the start, or a boot is not taken yet.
 const ADOPT_RETRY: Duration = Duration::from_secs(5);
 
+/// How often open alerts are held against the world.
+const LOOK_AT_ALERTS: Duration = Duration::from_secs(1);
+/// Alerts that are ended by what is seen here.
+const ENDED_HERE: [Kind; 3] = [kind::DOMAIN_UNKNOWN, kind::DOMAIN_DOUBLE, kind::VM_STANDS_STILL];
+
 struct Observer {
     operations: Arc<Operations>,
     dirty: HashSet<VmId>,
@@ -37,6 +46,8 @@ struct Observer {
     standing: HashMap<VmId, Standing>,
     /// Unknown domains, and domains of a VM that has two, that were told of already.
     told: HashSet<DomId>,
+    /// Open alerts whose end was told: the log follows a moment later.
+    ended: HashSet<EventNumber>,
     /// Whether the domains that were there at our start have had their verdicts. Nothing is settled before.
     adopted: bool,
 }
@@ -45,7 +56,6 @@ struct Observer {
 struct Standing {
     domid: DomId,
     since: Instant,
-    told: bool,
 }
 
 /// Watches until `stop`. Looks at everything first.
@@ -58,12 +68,15 @@ pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
         not_before: HashMap::new(),
         standing: HashMap::new(),
         told: HashSet::new(),
+        ended: HashSet::new(),
         adopted: false,
     };
     observer.everything().await;
     let mut retry = tokio::time::interval(ADOPT_RETRY);
     retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     retry.reset();
+    let mut alerts = tokio::time::interval(LOOK_AT_ALERTS);
+    alerts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut recheck = tokio::time::interval(RECHECK);
     recheck.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -78,6 +91,7 @@ pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
                 observer.settle().await;
             }
             _ = retry.tick(), if !observer.adopted || look.boot() == Boot::New => observer.everything().await,
+            _ = alerts.tick(), if observer.adopted => observer.hold_alerts_against_the_world().await,
             _ = recheck.tick(), if !observer.dirty.is_empty() => observer.settle().await,
             () = stop.cancelled() => return,
         }
@@ -124,11 +138,7 @@ impl Observer {
                     self.changed(change).await;
                 }
                 // A reading by somebody else may have taken the change away before us.
-                for domain in self.operations.vms.domains() {
-                    if domain.record.is_none() {
-                        self.report_unknown(&domain.info).await;
-                    }
-                }
+                self.report_all_unknown().await;
                 self.dirty.extend(self.operations.vms.all().iter().map(|vm| vm.record.id()));
                 self.settle().await;
             }
@@ -151,36 +161,117 @@ impl Observer {
         }
     }
 
+    async fn report_all_unknown(&mut self) {
+        for domain in self.operations.vms.domains() {
+            if domain.record.is_none() {
+                self.report_unknown(&domain.info).await;
+            }
+        }
+    }
+
     /// Told once, never touched.
     async fn report_unknown(&mut self, info: &DomainInfo) {
         let expected = info.vm.is_some_and(|vm| self.operations.moves.expects(vm));
-        if info.domid == DomId(0) || expected || !self.told.insert(info.domid) {
+        if info.domid == DomId(0) || expected || self.told.contains(&info.domid) {
+            return;
+        }
+        let object = format!("domain/{}", info.domid.0);
+        // While that is not known: at the next look at alerts.
+        let Some(is_open) = self.is_open(kind::DOMAIN_UNKNOWN, &object, Some(&info.name)) else { return };
+        self.told.insert(info.domid);
+        if is_open {
             return;
         }
         let mut text = format!("domain {} ({:?}) runs here and is no VM of ours", info.domid.0, info.name);
         if let Some(vm) = self.operations.vms.named(&info.name) {
             text.push_str(&format!("; it has the name of VM {vm}, but another UUID"));
         }
-        self.tell(&Event::new(kind::DOMAIN_UNKNOWN, "host", text)).await;
+        self.tell(&Event::new(kind::DOMAIN_UNKNOWN, object, text).with("name", info.name.clone())).await;
     }
 
     /// Two domains of one VM: told once, and neither is touched while both are there.
-    async fn report_double(&mut self, vm: VmId, domids: &[DomId]) {
-        let new: Vec<DomId> = domids.iter().copied().filter(|domid| self.told.insert(*domid)).collect();
-        if new.is_empty() {
+    async fn report_double(&mut self, vm: VmId, domids: &[DomId], now: Instant) {
+        if domids.iter().all(|domid| self.told.contains(domid)) {
+            return;
+        }
+        let object = VmRecord::lock(vm);
+        let Some(is_open) = self.is_open(kind::DOMAIN_DOUBLE, &object, None) else {
+            self.dirty.insert(vm);
+            self.not_before.insert(vm, now + LOOK_AT_ALERTS);
+            return;
+        };
+        self.told.extend(domids);
+        if is_open {
             return;
         }
         let numbers: Vec<u32> = domids.iter().map(|domid| domid.0).collect();
         let text = format!(
             "VM {vm} has more than one domain ({numbers:?}); none is touched by itself until one of them is gone"
         );
-        self.tell(&Event::new(kind::DOMAIN_DOUBLE, VmRecord::lock(vm), text)).await;
+        self.tell(&Event::new(kind::DOMAIN_DOUBLE, object, text)).await;
+    }
+
+    /// Whether this was told and is not over. `None`: that is not known yet.
+    fn is_open(&self, kind: Kind, object: &str, part: Option<&str>) -> Option<bool> {
+        let open = self.operations.events.open_of(&[kind])?;
+        let is_it = |alert: &OpenAlert| *alert.object == *object && alert.part.as_deref() == part;
+        Some(open.iter().any(|alert| is_it(alert) && !self.ended.contains(&alert.number)))
+    }
+
+    /// Tells the end of what is over, and what could not be told before.
+    async fn hold_alerts_against_the_world(&mut self) {
+        let Some(open) = self.operations.events.open_of(&ENDED_HERE) else { return };
+        self.ended.retain(|number| open.iter().any(|alert| alert.number == *number));
+        let mut told = Vec::new();
+        for alert in &open {
+            if self.ended.contains(&alert.number) {
+                continue;
+            }
+            let Some(event) = self.end_of(alert) else { continue };
+            let what = (alert.kind, &alert.object, &alert.part);
+            if told.contains(&what) || self.tell(&event).await {
+                told.push(what);
+                self.ended.insert(alert.number);
+            }
+        }
+        self.report_all_unknown().await;
+    }
+
+    /// What is to be told if it is over.
+    fn end_of(&self, alert: &OpenAlert) -> Option<Event> {
+        let vms = &self.operations.vms;
+        let (_, about) = alert.object.split_once('/')?;
+        let object = alert.object.to_string();
+        if alert.kind == kind::DOMAIN_UNKNOWN {
+            let domid = about.parse().map(DomId).ok()?;
+            let is_it = |info: &DomainInfo| info.domid == domid && alert.part.as_deref() == Some(&info.name);
+            if vms.domains().iter().any(|domain| domain.record.is_none() && is_it(&domain.info)) {
+                return None;
+            }
+            let name = alert.part.as_deref().unwrap_or_default();
+            let text = format!("domain {about} ({name:?}) is no unknown one any more");
+            return Some(Event::new(kind::DOMAIN_GONE, object, text).with("name", name));
+        }
+        let vm = VmId::parse(about).ok()?;
+        if alert.kind == kind::DOMAIN_DOUBLE {
+            let text = format!("VM {vm} has no more than one domain again");
+            let is_over = !vms.doubles().contains_key(&vm);
+            return is_over.then(|| Event::new(kind::DOMAIN_SINGLE, object, text));
+        }
+        // Of one that is gone, its end is told by what comes of that.
+        let domain = vms.get(vm)?.domain?;
+        let goes_on = !matches!(domain.state, RunState::Shutdown(_) | RunState::Dying);
+        let text = format!("VM {vm}: its domain {} goes on", domain.domid.0);
+        goes_on.then(|| Event::new(kind::VM_GOES_ON, object, text))
     }
 
     /// Whoever saves or sends a domain by hand suspends it, and it is his. It is looked at until it goes on or goes;
     /// one that does neither, since its xl was killed perhaps, is told once.
     async fn watch_standing(&mut self, vm: VmId, now: Instant) {
-        let Some(domid) = self.suspended_domain(vm) else { return self.stands_no_more(vm).await };
+        let Some(domid) = self.suspended_domain(vm) else {
+            self.standing.remove(&vm);
+            return;
+        };
         self.dirty.insert(vm);
         self.not_before.insert(vm, now + LOOK_AT_STANDING);
         if let Err(error) = self.operations.see(domid).await {
@@ -188,14 +279,17 @@ impl Observer {
             return;
         }
         if self.suspended_domain(vm) != Some(domid) {
-            return self.stands_no_more(vm).await;
+            self.standing.remove(&vm);
+            return;
         }
-        let new = || Standing { domid, since: now, told: false };
+        let new = || Standing { domid, since: now };
         let standing = self.standing.entry(vm).or_insert_with(new);
         if standing.domid != domid {
             *standing = new();
         }
-        if now.duration_since(standing.since) >= STANDS_LONG && !std::mem::replace(&mut standing.told, true) {
+        let is_long = now.duration_since(standing.since) >= STANDS_LONG;
+        // Told by us before a job of ours, or by a former life; not known yet: at the next look.
+        if is_long && self.is_open(kind::VM_STANDS_STILL, &VmRecord::lock(vm), None) == Some(false) {
             let text = format!(
                 "VM {vm}: its domain {} has been suspended for {} s, as for a save or a migration, and no job of this \
                  agent does that. It goes on when whoever suspended it lets it; stop_vm with force ends it",
@@ -206,17 +300,6 @@ impl Observer {
         }
     }
 
-    /// Told if its standing was, and it is still there; its end is told by what comes of that.
-    async fn stands_no_more(&mut self, vm: VmId) {
-        let Some(standing) = self.standing.remove(&vm).filter(|standing| standing.told) else { return };
-        let domain = self.operations.vms.get(vm).and_then(|entry| entry.domain.clone());
-        let goes_on = |d: &DomainInfo| d.domid == standing.domid && !matches!(d.state, RunState::Shutdown(_));
-        if domain.is_some_and(|domain| goes_on(&domain)) {
-            let text = format!("VM {vm}: its domain {} goes on", standing.domid.0);
-            self.tell(&Event::new(kind::VM_GOES_ON, VmRecord::lock(vm), text)).await;
-        }
-    }
-
     /// The domain of a VM that should run, if it is suspended.
     fn suspended_domain(&self, vm: VmId) -> Option<DomId> {
         let entry = self.operations.vms.get(vm).filter(|entry| entry.record.intent == Intent::On)?;
@@ -224,10 +307,13 @@ impl Observer {
         (domain.state == RunState::Shutdown(ShutdownReason::Suspend)).then_some(domain.domid)
     }
 
-    async fn tell(&self, event: &Event) {
-        if let Err(error) = self.operations.events.publish(event).await {
+    /// Whether it is written.
+    async fn tell(&self, event: &Event) -> bool {
+        let written = self.operations.events.publish(event).await;
+        if let Err(error) = &written {
             tracing::warn!(%error, "an event was not written");
         }
+        written.is_ok()
     }
 
     /// Submits a job for each dirty VM on which no job is open and whose record and world disagree.
@@ -248,7 +334,7 @@ impl Observer {
             self.dirty.remove(&vm);
             self.not_before.remove(&vm);
             if let Some(domids) = doubles.get(&vm).filter(|_| operations.vms.get(vm).is_some()) {
-                self.report_double(vm, domids).await;
+                self.report_double(vm, domids, now).await;
                 continue;
             }
             if !self.disagree(vm).await {

@@ -225,6 +225,8 @@ pub(super) struct Core {
     engine: RwLock<Result<Box<dyn Engine>, StoreError>>,
     /// Held while a group is written, so whoever holds it sees the store between two commits.
     numbers: Mutex<Numbers>,
+    /// Rows by table as of the last commit: apart, since `numbers` is held for as long as the disk takes to sync.
+    rows: Mutex<HashMap<String, u64>>,
     sequences: Mutex<HashMap<String, watch::Sender<u64>>>,
     pub mode: watch::Sender<Mode>,
     /// From the call to the answer, of those that were written.
@@ -236,6 +238,7 @@ impl Core {
         let core = Self {
             engine: RwLock::new(Ok(engine)),
             numbers: Mutex::new(numbers),
+            rows: Mutex::default(),
             sequences: Mutex::default(),
             mode: watch::Sender::new(mode),
             commits: Histogram::new(CALL_BOUNDS),
@@ -254,6 +257,21 @@ impl Core {
         Some(numbers.tables.iter().map(|(name, head)| (name.clone(), head.rows)).collect())
     }
 
+    /// Rows of a table as of the last commit. Waits for no disk.
+    pub fn rows(&self, table: &str) -> u64 {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).get(table).copied().unwrap_or(0)
+    }
+
+    fn keep_rows(&self, numbers: &Numbers) {
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, head) in &numbers.tables {
+            match rows.get_mut(name) {
+                Some(kept) => *kept = head.rows,
+                None => drop(rows.insert(name.clone(), head.rows)),
+            }
+        }
+    }
+
     pub fn read<T>(&self, read: impl FnOnce(&dyn Engine) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
         match &*engine {
@@ -270,6 +288,7 @@ impl Core {
 
     /// Puts an engine in the place of one that failed, with the numbers it stands at.
     pub fn put_engine(&self, engine: Box<dyn Engine>, numbers: Numbers) {
+        self.keep_rows(&numbers);
         *self.numbers() = numbers;
         *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Ok(engine);
     }
@@ -279,8 +298,9 @@ impl Core {
         sequences.entry(table.to_owned()).or_insert_with(|| watch::Sender::new(0)).subscribe()
     }
 
-    /// Tells the followers of sequences how far they are.
+    /// Tells how far the tables are, and the followers of sequences.
     pub fn publish(&self, numbers: &Numbers) {
+        self.keep_rows(numbers);
         let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, head) in &numbers.tables {
             if head.last == 0 {

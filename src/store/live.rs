@@ -8,17 +8,20 @@ use super::{Store, StoreError, envelope};
 impl Store {
     /// Reads every row. Long for a large store; changes nothing.
     pub async fn check(&self) -> Result<CheckReport, StoreError> {
+        let core = self.core.clone();
+        // The numbers are held for as long as the disk takes to sync.
+        let numbers =
+            tokio::task::spawn_blocking(move || core.numbers().clone()).await.map_err(ended_early)?;
+        let commit = numbers.commit;
         let tables: Vec<(String, u64)> =
-            self.core.numbers().tables.iter().map(|(name, head)| (name.clone(), head.last)).collect();
-        let commit = self.core.numbers().commit;
+            numbers.tables.into_iter().map(|(name, head)| (name, head.last)).collect();
         let mut report = CheckReport { commit, tables: Vec::new(), ledger: Vec::new(), problems: Vec::new() };
         for (name, last_number) in tables {
             let core = self.core.clone();
             let table = name.clone();
             let read = move || walk(|range| core.read(|engine: &dyn Engine| engine.scan(&table, range)));
             let done = tokio::task::spawn_blocking(read).await;
-            let (rows, bytes, bad_rows) =
-                done.map_err(|e| StoreError::Io(format!("the check ended early: {e}")))??;
+            let (rows, bytes, bad_rows) = done.map_err(ended_early)??;
             if bad_rows > 0 {
                 report.problems.push(format!("table {name}: {bad_rows} rows do not pass their checksums"));
             }
@@ -26,6 +29,10 @@ impl Store {
         }
         Ok(report)
     }
+}
+
+fn ended_early(error: tokio::task::JoinError) -> StoreError {
+    StoreError::Io(format!("the check ended early: {error}"))
 }
 
 /// Rows, bytes, and rows that do not pass.

@@ -259,6 +259,24 @@ fn one_refused_transaction_does_not_hurt_its_group() {
 }
 
 #[test]
+fn rows_are_counted_while_a_commit_waits_for_its_disk() {
+    let store = Store::memory();
+    runtime().block_on(async {
+        let mut txn = Txn::new();
+        txn.append(&LOG, &"x".to_owned());
+        store.commit(txn).await.unwrap();
+    });
+    // As the writer holds them over the sync.
+    let held = store.core.numbers();
+    let (tell, told) = std::sync::mpsc::channel();
+    let asks = store.clone();
+    std::thread::spawn(move || tell.send(runtime().block_on(asks.count("log"))));
+    let count = told.recv_timeout(std::time::Duration::from_secs(20));
+    drop(held);
+    assert_eq!(count.expect("it does not wait").unwrap(), 1);
+}
+
+#[test]
 fn pruning_keeps_the_rest_and_never_restarts_numbers() {
     let folder = tempfile::tempdir().unwrap();
     runtime().block_on(async {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test: a failure shall stop it")]
 
 mod adoption;
+mod alerts;
 mod crash;
 mod crowd;
 mod faults;

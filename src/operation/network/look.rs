@@ -2,16 +2,18 @@
 //! the plan that would mend it, and a rollback that was blocked is tried again.
 //!
 //! One task. While a job changes the network, what changes is that job's doing and no event; when it has ended or waits for
-//! its word, what is there then is where the next look begins. Many notices melt into one look (the kernel's bell does), and
+//! its word, what is there then is where the next look begins. What was not seen to end (in such a time, before our start, in
+//! a change that is told as one) is told by what is there: alerts that the present view shows to be over are acknowledged.
+//! Many notices melt into one look (the kernel's bell does), and
 //! a look is made at most every [`PAUSE`].
 
 use super::boot::Lack;
 use super::{LOCK, OPEN, Operations, told};
-use crate::event::{Event, Kind, Severity, kind};
+use crate::event::{Event, Kind, OpenAlert, Severity, kind};
 use crate::host::record::HOST_KEY;
 use crate::job::Options as JobOptions;
-use crate::model::network::{Change, Kind as LinkKind, NetworkView};
-use crate::model::{EventNumber, Timestamp};
+use crate::model::network::{Address, Change, Kind as LinkKind, NetworkView};
+use crate::model::{EventNumber, IfName, Timestamp};
 use crate::network::{Observation, Watching};
 use crate::store::{StoreError, Table, Txn};
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,16 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Flaps end without a notice: how often that is looked for.
 const QUIET_LOOK: Duration = Duration::from_secs(10);
 
+/// Acknowledgements in one transaction.
+const ACKNOWLEDGED_AT_ONCE: usize = 15;
+/// Alerts of links.
+const OF_LINKS: [Kind; 4] = [
+    kind::NETWORK_CARRIER_LOST,
+    kind::NETWORK_FLAPPING,
+    kind::NETWORK_SETTLED,
+    kind::NETWORK_ADDRESS_REMOVED,
+];
+
 /// What is told of drift, in the store: its event is the first such after this one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Alert {
@@ -50,6 +62,8 @@ struct Look {
     /// How often we had changed it ourselves then.
     changes: u64,
     watching: Watching,
+    /// Whether alerts may be over that nobody saw end.
+    is_behind: bool,
     /// The alert that tells of drift, while there is any; not known before the first look.
     alert: Option<Option<Alert>>,
     /// When to try next, and how long to wait after that.
@@ -68,6 +82,7 @@ pub async fn run(operations: Arc<Operations>, stop: CancellationToken) {
         last: None,
         changes: 0,
         watching: Watching::new(),
+        is_behind: true,
         alert: None,
         next_try: None,
         boot_id: None,
@@ -111,13 +126,48 @@ impl Look {
             self.drift(&now).await;
         }
         let now = without_guests(now);
-        if let Some(last) = &self.last {
-            for told in self.watching.observe(last, &now, Timestamp::now()) {
-                self.tell(&told).await;
+        match &self.last {
+            None => self.is_behind = true,
+            Some(last) => {
+                for told in self.watching.observe(last, &now, Timestamp::now()) {
+                    self.is_behind |= matches!(told, Observation::Many { .. });
+                    self.tell(&told).await;
+                }
             }
         }
+        if self.is_behind {
+            self.is_behind = !self.catch_up(&now).await;
+        }
         self.last = Some(now);
-        true
+        !self.is_behind
+    }
+
+    /// Ends the alerts that are over by what is there now. `false`: to be done once more.
+    async fn catch_up(&self, now: &NetworkView) -> bool {
+        let events = &self.operations.events;
+        // Asked first: what is told late may be an alert that is over.
+        let is_holding_back = events.is_holding_back();
+        let Some(open) = events.open_of(&OF_LINKS) else { return false };
+        let mut over = Vec::new();
+        for alert in &open {
+            match end(alert, now, &self.watching) {
+                End::NotYet => {}
+                End::Over => over.push(alert.number),
+                // Clears it, and is an alert itself if the carrier is not there.
+                End::Quiet(link, carrier) => self.tell(&Observation::Settled { link, carrier }).await,
+            }
+        }
+        for some in over.chunks(ACKNOWLEDGED_AT_ONCE) {
+            match events.acknowledge(some, "agent: the network shows that it is over").await {
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "alerts of the network that are over are not acknowledged");
+                    // A damaged row stays one: those of it are left to a hand.
+                    return matches!(error, StoreError::Damaged(_) | StoreError::Refused(_));
+                }
+            }
+        }
+        !is_holding_back
     }
 
     /// Whether we change it now, or have since the last look: our doing, and not the world's.
@@ -135,8 +185,12 @@ impl Look {
         let (kind, text) = words(seen);
         let object = seen.link().map_or_else(|| "network".to_owned(), |link| format!("network/{link}"));
         let mut event = Event::new(kind, object, text);
-        if matches!(seen, Observation::Settled { carrier: false, .. }) {
-            event = event.with_severity(Severity::Warning);
+        match seen {
+            Observation::Settled { carrier: false, .. } => event = event.with_severity(Severity::Warning),
+            Observation::AddressAdded { address, .. } | Observation::AddressRemoved { address, .. } => {
+                event = event.with("address", address.to_string());
+            }
+            _ => {}
         }
         self.publish(event).await;
     }
@@ -230,6 +284,33 @@ impl Look {
         self.lack = lack;
         matches!(lack, Lack::All | Lack::Arrived)
     }
+}
+
+/// What has become of an alert of a link.
+enum End {
+    NotYet,
+    Over,
+    /// It flaps no more, and has a carrier or not.
+    Quiet(IfName, bool),
+}
+
+fn end(alert: &OpenAlert, now: &NetworkView, watching: &Watching) -> End {
+    let name = alert.object.strip_prefix("network/").and_then(|name| IfName::parse(name).ok());
+    let Some(link) = name.as_ref().and_then(|name| now.links.get(name)) else { return End::Over };
+    let is_over = match alert.kind {
+        kind::NETWORK_FLAPPING => {
+            return match name.filter(|name| !watching.flaps(name)) {
+                Some(name) => End::Quiet(name, link.carrier),
+                None => End::NotYet,
+            };
+        }
+        kind::NETWORK_ADDRESS_REMOVED => {
+            let is_it = |address: &Address| alert.part.as_deref() == Some(address.to_string().as_str());
+            link.addresses.iter().any(is_it)
+        }
+        _ => link.carrier,
+    };
+    if is_over { End::Over } else { End::NotYet }
 }
 
 /// `None`: nothing is to be done.
