@@ -299,7 +299,7 @@ async fn those_who_connect_and_say_nothing_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn readers_that_take_nothing_hold_no_more_than_their_places_and_are_cut() {
+async fn readers_that_take_nothing_keep_nobody_out_and_are_cut() {
     let (address, _end) = listener(Made(figures(sweep(3000, "x"))));
     let mut slow = Vec::new();
     for _ in 0..8 {
@@ -310,14 +310,16 @@ async fn readers_that_take_nothing_hold_no_more_than_their_places_and_are_cut() 
         timeout(PATIENCE, stream.read_exact(&mut first)).await.unwrap().unwrap();
         slow.push(stream);
     }
-    assert_eq!(exchange(address, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await, "", "turned away");
-    // They are cut, and then there are places again.
+    let cut = |answer: &str| {
+        let line = body(answer).lines().find(|line| line.starts_with("dom0d_metrics_refused")).unwrap();
+        parse(line).2
+    };
+    let answer = scrape(address, "").await;
+    assert!(answer.ends_with("# EOF\n"), "the newcomer has it all");
+    assert_eq!(cut(&answer), 1.0, "the oldest had to go for it");
+    // The others are cut by their deadline.
     let began = Instant::now();
-    loop {
-        let answer = exchange(address, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        if answer.starts_with("HTTP/1.1 200") {
-            break;
-        }
+    while cut(&scrape(address, "").await) < 8.0 {
         assert!(began.elapsed() < PATIENCE, "slow readers stay");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
