@@ -16,6 +16,7 @@ mod history;
 mod jobs;
 mod memory;
 mod scrape;
+mod series;
 mod start;
 
 use daemon::say;
@@ -31,6 +32,7 @@ const FIGURES: &[Figure] = &[
     ("memory", memory::figures),
     ("history", history::figures),
     ("scrape", scrape::figures),
+    ("series", series::figures),
 ];
 
 fn main() {
