@@ -1,5 +1,6 @@
 //! What monitoring costs callers: `echo` over TLS with a thousand running domains, in turns while nobody reads
-//! `/metrics` and while somebody does all the time, one scrape after the other.
+//! `/metrics`, while somebody does once a second, and while somebody does all the time, one scrape after the other. Callers,
+//! scraper and daemon share the machine's CPUs.
 
 use crate::daemon::{Home, call, create_vms, median, say, text};
 use dom0d::wire::{Client, Value};
@@ -12,9 +13,14 @@ use tokio::runtime::Runtime;
 
 const VMS: usize = 1000;
 const CALLERS: usize = 4;
-const ROUNDS: usize = 7;
-/// Of all callers together, in one round: the slowest hundredth are 80.
-const CALLS: usize = 8_000;
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_secs(3);
+/// How long a scraper waits between two scrapes; `None`: there is none.
+const MODES: [(&str, Option<Duration>); 3] = [
+    ("nobody scrapes", None),
+    ("scraped once a second", Some(Duration::from_secs(1))),
+    ("scraped all the time", Some(Duration::ZERO)),
+];
 
 pub fn figures(runtime: &Runtime) {
     let home = Home::new();
@@ -32,47 +38,38 @@ pub fn figures(runtime: &Runtime) {
     say(&format!("{VMS} running VMs: a scrape has {} KiB", scrape.last_bytes / 1024));
     let params = [text("x".repeat(200))];
     runtime.block_on(latencies(&mut clients, &params));
-    let (mut alone, mut scraped) = (Vec::new(), Vec::new());
-    let (mut each_alone, mut each_scraped) = (Vec::new(), Vec::new());
-    let mut all = Scrapes::default();
+    let mut took: [Vec<f64>; 3] = Default::default();
+    let mut p99: [Vec<f64>; 3] = Default::default();
+    let mut scrapes = Vec::new();
     for _ in 0..ROUNDS {
-        let mut took = runtime.block_on(latencies(&mut clients, &params));
-        each_alone.push(at(&mut took, 0.99));
-        alone.append(&mut took);
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let scraper = std::thread::spawn(move || {
-            let mut scrapes = Scrapes::default();
-            while !stopped.load(Ordering::Relaxed) {
-                scrapes.one(metrics);
+        for (mode, (_, pause)) in MODES.iter().enumerate() {
+            let scraper = pause.map(|pause| Scraper::start(metrics, pause));
+            let mut round = runtime.block_on(latencies(&mut clients, &params));
+            if let Some(scraper) = scraper {
+                scrapes.append(&mut scraper.end());
             }
-            scrapes
-        });
-        let mut took = runtime.block_on(latencies(&mut clients, &params));
-        stop.store(true, Ordering::Relaxed);
-        all.took_ms.append(&mut scraper.join().unwrap().took_ms);
-        each_scraped.push(at(&mut took, 0.99));
-        scraped.append(&mut took);
+            p99[mode].push(at(&mut round, 0.99));
+            took[mode].append(&mut round);
+        }
     }
-    for (how, took) in [("nobody scrapes", &mut alone), ("scraped all the time", &mut scraped)] {
+    let alone = median(&mut p99[0]);
+    for (mode, (how, _)) in MODES.iter().enumerate() {
+        let took = &mut took[mode];
+        let p99 = median(&mut p99[mode]);
         say(&format!(
-            "echo over TLS, {CALLERS} callers, {how}: p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, worst {:.2} ms",
+            "echo over TLS, {CALLERS} callers, {how}, {} calls: p50 {:.2} ms, p99 {p99:.2} ms ({:.2} times as long), p99.9 {:.2} ms, worst {:.2} ms",
+            took.len(),
             at(took, 0.5),
-            at(took, 0.99),
+            p99 / alone,
             at(took, 0.999),
             at(took, 1.0)
         ));
     }
-    let (before, after) = (median(&mut each_alone), median(&mut each_scraped));
-    say(&format!(
-        "p99, median of {ROUNDS} rounds of {CALLS} calls: {before:.2} ms alone, {after:.2} ms scraped, {:.2} times as long",
-        after / before
-    ));
     say(&format!(
         "{} scrapes meanwhile: median {:.1} ms, worst {:.1} ms",
-        all.took_ms.len(),
-        at(&mut all.took_ms, 0.5),
-        at(&mut all.took_ms, 1.0)
+        scrapes.len(),
+        at(&mut scrapes, 0.5),
+        at(&mut scrapes, 1.0)
     ));
 }
 
@@ -82,12 +79,12 @@ fn at(values: &mut [f64], part: f64) -> f64 {
     values[((values.len() - 1) as f64 * part) as usize]
 }
 
-/// Milliseconds of each call, made by all callers at once.
+/// Milliseconds of each call of one round, made by all callers at once.
 async fn latencies(clients: &mut [Client], params: &[Value]) -> Vec<f64> {
-    let each = CALLS / clients.len();
+    let end = Instant::now() + ROUND;
     let callers = clients.iter_mut().map(|client| async move {
-        let mut took = Vec::with_capacity(each);
-        for _ in 0..each {
+        let mut took = Vec::new();
+        while Instant::now() < end {
             let began = Instant::now();
             call(client, "echo", params).await;
             took.push(began.elapsed().as_secs_f64() * 1e3);
@@ -95,6 +92,35 @@ async fn latencies(clients: &mut [Client], params: &[Value]) -> Vec<f64> {
         took
     });
     futures_util::future::join_all(callers).await.concat()
+}
+
+/// Scrapes on a thread of its own.
+struct Scraper {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Scrapes>,
+}
+
+impl Scraper {
+    fn start(metrics: SocketAddr, pause: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut scrapes = Scrapes::default();
+            while !stopped.load(Ordering::Relaxed) {
+                scrapes.one(metrics);
+                std::thread::park_timeout(pause);
+            }
+            scrapes
+        });
+        Self { stop, thread }
+    }
+
+    /// How many milliseconds each took.
+    fn end(self) -> Vec<f64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        self.thread.join().unwrap().took_ms
+    }
 }
 
 #[derive(Default)]

@@ -18,7 +18,7 @@ pub fn figures(runtime: &Runtime) {
     let daemon = home.start("");
     let mut clients: Vec<Client> = (0..8).map(|_| home.client(daemon.address)).collect();
     runtime.block_on(create_vms(&mut clients, VMS, true));
-    let client = &mut clients[0];
+    drop(clients);
     std::thread::sleep(MINUTES);
     let folder = home.state().join("stats");
     let (files, bytes) = on_disk(&folder);
@@ -26,6 +26,8 @@ pub fn figures(runtime: &Runtime) {
     let cpu = daemon.process.cpu();
     std::thread::sleep(Duration::from_secs(60));
     let idle = (daemon.process.cpu() - cpu).as_secs_f64() / 60.0;
+    // An idle connection would have been closed by now.
+    let client = &mut home.client(daemon.address);
     runtime.block_on(async {
         let mut series = 0;
         let mut values = 0;
@@ -36,12 +38,12 @@ pub fn figures(runtime: &Runtime) {
             let Value::Array(rows) = told else { panic!("it is a list") };
             for row in &rows {
                 let Value::Struct(row) = row else { panic!("it is a struct") };
-                let key = row.iter().find(|(name, _)| name == "series").unwrap().1.clone();
+                let key = row.iter().find(|(name, _)| *name == "series").unwrap().1.clone();
                 let question = [text(object.clone()), key, Value::Int(-7200)];
                 let Value::Struct(answer) = call(client, "stats_query", &question).await else {
                     panic!("it is a struct")
                 };
-                let found = answer.iter().find(|(name, _)| name == "values").map(|(_, found)| found);
+                let found = answer.iter().find(|(name, _)| *name == "values").map(|(_, found)| found);
                 let Some(Value::Array(found)) = found else { panic!("it has values") };
                 values += found.iter().filter(|value| matches!(value, Value::Double(_))).count();
                 series += 1;
