@@ -244,7 +244,8 @@ async fn launch(start: &Start) -> Result<Running, StartError> {
     tokio::spawn(observe::run(Arc::clone(&operations), stop.clone()));
     tokio::spawn(network::look::run(Arc::clone(&operations), stop.clone()));
     tokio::spawn(event::run(operations.events.clone(), stop.clone()));
-    tracing::info!(address = ?server.local_addr(), socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
+    let address = server.local_addr().map(|address| address.to_string());
+    tracing::info!(address, socket = %socket.display(), took_ms = opened.report.took.as_millis() as u64, "serving");
     let events = operations.events.clone();
     let journal = (journal, journal_end);
     Ok(Running { store: opened.store, events, journal, engine, server, surroundings, reports, stop })

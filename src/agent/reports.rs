@@ -95,7 +95,7 @@ fn delivery((stream, status): (Stream, Status)) -> Delivery {
         Stream::Statistics => sample_time(number).0,
     };
     // Since it last went well, or since we try; nothing waits: it is well now.
-    let since = status.last_ok.max(status.begun);
+    let since = status.last_ok.or(status.begun);
     let since_ok = since.map(|at| match status.behind {
         0 => Duration::ZERO,
         _ => Duration::from_millis(Timestamp::now().0.saturating_sub(at.0)),

@@ -200,7 +200,10 @@ impl<'a> Fields<'a> {
     }
 
     fn wrong(&self, field: &str, value: &Value, allowed: &str) -> ApiFault {
-        self.arguments.wrong(self.name, format!("{field} is a {}; allowed: {allowed}", type_name(value)))
+        self.arguments.wrong(
+            self.name,
+            format!("{field} is of the wrong type or range ({}); allowed: {allowed}", type_name(value)),
+        )
     }
 
     pub fn int(&self, field: &str) -> Result<Option<u64>> {

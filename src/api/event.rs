@@ -16,7 +16,7 @@ const OWN: &[Row] = &[
     Row::new("event_list", &[may("filter", Type::Struct, "since or token, limit, severity (at least), object, unacknowledged")], "struct", Role::Viewer,
         Kind::Read(event_list), "Events after `since` or `token`, oldest first; `gap` if some of them are no longer kept, `lost` if events may have been missed, `token` to go on. Without since and token: the newest."),
     Row::new("event_wait", &[need("since", Type::Any, "the last number already known, or the token of an earlier answer"), need("timeout_s", Type::Int, "0 to 840"), may("options", Type::Struct, "limit, severity (at least), object")], "struct", Role::Viewer,
-        Kind::Read(event_wait), "As event_list, but waits until there is something to answer. With a token that is not of this history: at once, all that is kept, and `lost`."),
+        Kind::Read(event_wait), "As event_list, but waits until there is something to answer. With a token that is not of this history, or a number ahead of it: at once, all that is kept, and `lost`."),
     Row::new("event_ack", &[need("numbers", Type::Array, "up to 1000 numbers")], "int", Role::Operator,
         Kind::Signal(event_ack), "Acknowledges events; answers how many were not acknowledged before."),
 ];
@@ -40,6 +40,12 @@ impl Place {
         let token: Token = text.parse().map_err(|error| arguments.wrong(parameter, error))?;
         let (since, lost) = events.resume(&token);
         Ok(Self { since, lost })
+    }
+
+    /// One that is ahead of us was given by a history that is no more, as with a token.
+    fn of_number(events: &Log, number: EventNumber) -> Self {
+        let (since, lost) = events.resume(&events.token(number));
+        Self { since, lost }
     }
 }
 
@@ -70,7 +76,7 @@ fn event_list<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxF
             (Some(_), Some(_)) => {
                 return Err(arguments.wrong("filter", "has since and token; allowed: one of them"));
             }
-            (Some(since), None) => Some(Place { since: EventNumber(since), lost: false }),
+            (Some(since), None) => Some(Place::of_number(events, EventNumber(since))),
             (None, Some(token)) => Some(Place::of_token(events, arguments, "filter", &token)?),
             (None, None) => None,
         };
@@ -101,7 +107,7 @@ fn event_wait<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> BoxF
                     arguments.wrong("since", why)
                 })?;
                 let number = u64::try_from(number).map_err(|_| arguments.wrong("since", "is negative"))?;
-                Place { since: EventNumber(number), lost: false }
+                Place::of_number(events, EventNumber(number))
             }
             None => return Err(arguments.wrong("since", "is missing")),
         };

@@ -89,7 +89,7 @@ fn figures(one: &ObjectFigures, rates: &HashMap<SeriesKey, f32>) -> Value {
             ("instance", text(figure.instance.as_deref().unwrap_or(""))),
             ("value", Value::Double(figure.value)),
             ("unit", text(metric.unit.as_str())),
-            ("rate", or_nil(rate.filter(|_| counts).map(|rate| Value::Double(f64::from(*rate))))),
+            ("rate", or_nil(rate.filter(|_| counts).map(|rate| double(*rate)))),
         ])
     };
     structure([
@@ -98,6 +98,11 @@ fn figures(one: &ObjectFigures, rates: &HashMap<SeriesKey, f32>) -> Value {
         ("domid", or_nil(one.domid.map(|domid| int(domid.0)))),
         ("figures", Value::Array(one.figures.iter().map(figure).collect())),
     ])
+}
+
+/// As short as what is kept: 0.2, not 0.20000000298023224.
+fn double(value: f32) -> Value {
+    Value::Double(value.to_string().parse().unwrap_or(f64::from(value)))
 }
 
 /// Runs a question where it may block.
@@ -163,7 +168,7 @@ fn stats_query<'a>(api: &'a Api, arguments: &'a Arguments, _: &'a Caller) -> Box
         let question = Question { object, series, from_s, to_s, step_s };
         let asked = question.clone();
         let answer = ask(api, move |history| history.query(&asked, now)).await??;
-        let value = |value: &Option<f32>| or_nil(value.map(|value| Value::Double(f64::from(value))));
+        let value = |value: &Option<f32>| or_nil(value.map(double));
         Ok(structure([
             ("object", text(question.object)),
             ("metric", text(&question.series)),

@@ -111,11 +111,13 @@ fn manager_status<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFutur
         let owner = record.ownership.owner();
         let pin = owner.and_then(|owner| owner.certificate.as_ref());
         let streams = api.reports.deliveries.status();
+        let seen = streams.iter().find_map(|(_, status)| status.learned.as_deref());
         Ok(structure([
             ("owned", Value::Bool(owner.is_some())),
             ("manager", text(owner.map_or("", |owner| owner.manager.as_str()))),
             ("since", text(owner.map_or_else(String::new, |owner| owner.since.to_string()))),
             ("certificate", text(pin.map_or("", |pin| pin.fingerprint.as_str()))),
+            ("certificate_seen", text(seen.unwrap_or(""))),
             ("statistic_interval_s", int(record.statistic_interval_s)),
             ("streams", Value::Array(streams.iter().map(|(s, told)| stream(*s, told)).collect())),
         ])

@@ -38,6 +38,9 @@ pub async fn execute(session: &mut Session<'_>, command: EventCommand) -> Result
                 ("unacknowledged", unacknowledged.then_some(Value::Bool(true))),
             ]);
             let answer = session.read("event_list", &[given]).await?;
+            if session.printer.is_json() {
+                return session.printer.value(&answer);
+            }
             note_lost(session, &answer);
             session.printer.list(COLUMNS, &answer["events"])?;
             note_token(session, &answer["token"]);

@@ -88,7 +88,11 @@ async fn follow(session: &mut Session<'_>, id: i64) -> Result<Value, CtlError> {
             wait_s = wait_s.min(left.as_secs().max(1));
         }
         let wait = Duration::from_secs(wait_s);
-        let job = patiently(session, "job_wait", &[int(id), int(wait_s as i64)], wait + GRACE).await?;
+        let answer = patiently(session, "job_wait", &[int(id), int(wait_s as i64)], wait + GRACE).await;
+        if let Err(CtlError::Unreachable { .. }) = &answer {
+            session.printer.note(&format!("job {id} was accepted, and goes on when the daemon is back"));
+        }
+        let job = answer?;
         if has_ended(&job) {
             return Ok(job);
         }

@@ -81,6 +81,14 @@ impl<'a> Printer<'a> {
         }
     }
 
+    /// A table whose lines are cut at this many columns.
+    pub fn list_within(&mut self, columns: &[Column], value: &Value, width: usize) -> Result<(), CtlError> {
+        let rows = value.as_array().unwrap_or(&[]);
+        let cut = |line: &str| format!("{}\n", console::truncate_str(line, width, ""));
+        let lines: String = table(columns, rows).lines().map(cut).collect();
+        self.raw(lines.as_bytes())
+    }
+
     /// Any value: a struct as names with their values, a list of structs as a table, else its text.
     pub fn value(&mut self, value: &Value) -> Result<(), CtlError> {
         if self.format == Format::Json {

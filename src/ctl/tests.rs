@@ -193,6 +193,11 @@ async fn following_survives_a_restart_of_the_daemon_and_not_its_absence() {
     let fake = (0..161).fold(Fake::default(), |fake, _| fake.then("job_wait", Reply::Unreachable));
     let ran = ctl(&fake, &["job", "wait", "12"]).await;
     asserted(&ran, Exit::Unreachable);
+    assert!(
+        ran.stderr.contains("job 12 was accepted, and goes on when the daemon is back"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[tokio::test(start_paused = true)]

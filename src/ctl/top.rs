@@ -32,6 +32,37 @@ struct Row {
     rate: BTreeMap<String, f64>,
 }
 
+/// What fits; without a terminal, all.
+#[derive(Debug, Clone, Copy)]
+struct Screen {
+    rows: usize,
+    columns: usize,
+}
+
+impl Screen {
+    fn of(size: Option<(u16, u16)>) -> Self {
+        let all = (u16::MAX, u16::MAX);
+        // A pseudo-terminal that nobody has sized says 0.
+        let (rows, columns) = size.filter(|(rows, columns)| *rows > 0 && *columns > 0).unwrap_or(all);
+        Self { rows: rows.into(), columns: columns.into() }
+    }
+
+    fn cut(self, line: &str) -> String {
+        console::truncate_str(line, self.columns, "").into_owned()
+    }
+
+    /// Leaves as many rows as fit below the host's line and the titles, above the line that counts the others, and the
+    /// cursor. How many went.
+    fn keep(self, rows: &mut Value) -> usize {
+        let Value::Array(rows) = rows else { return 0 };
+        let all = rows.len();
+        if all + 3 > self.rows {
+            rows.truncate(self.rows.saturating_sub(4).max(1));
+        }
+        all - rows.len()
+    }
+}
+
 pub async fn execute(session: &mut Session<'_>, command: TopCommand) -> Result<(), CtlError> {
     let live = std::io::stdout().is_terminal() && !session.printer.is_json();
     let mut left = command.count.unwrap_or(if live { u64::MAX } else { 1 });
@@ -41,12 +72,18 @@ pub async fn execute(session: &mut Session<'_>, command: TopCommand) -> Result<(
         if session.printer.is_json() {
             session.printer.json_line(&latest)?;
         } else {
+            let size = live.then(|| console::Term::stdout().size_checked()).flatten();
             if live {
                 session.printer.raw(CLEAR)?;
             }
-            let host = summary(&latest);
-            session.printer.line(&host)?;
-            session.printer.list(COLUMNS, &table(&latest, command.sort))?;
+            let screen = Screen::of(size);
+            session.printer.line(&screen.cut(&summary(&latest)))?;
+            let mut rows = table(&latest, command.sort);
+            let more = screen.keep(&mut rows);
+            session.printer.list_within(COLUMNS, &rows, screen.columns)?;
+            if more > 0 {
+                session.printer.line(&screen.cut(&format!("and {more} more")))?;
+            }
         }
         left -= 1;
         if left == 0 || until.is_some_and(|until| Instant::now() >= until) {
@@ -132,4 +169,21 @@ fn cells(row: &Row) -> Value {
         ("read", Some(Value::from(rate("vbd_read_bytes")))),
         ("written", Some(Value::from(rate("vbd_written_bytes")))),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_on_the_screen_is_counted_instead() {
+        let rows = |count: i64| Value::Array((0..count).map(super::super::values::int).collect());
+        for (height, count, kept) in [(24, 21, 21), (24, 22, 20), (24, 100, 20), (3, 5, 1), (0, 500, 500)] {
+            let mut all = rows(count);
+            let more = Screen::of(Some((height, 80))).keep(&mut all);
+            assert_eq!((all, more), (rows(kept), usize::try_from(count - kept).unwrap()), "{height} {count}");
+        }
+        assert_eq!(Screen::of(Some((24, 5))).cut("übermäßig"), "überm");
+        assert_eq!(Screen::of(None).cut("all of it"), "all of it");
+    }
 }

@@ -227,6 +227,7 @@ impl<'a> Delivery<'a> {
             other => {
                 let number = runner.source.start(target.from_event);
                 let cursor = Cursor::new(&target.manager, target.since, number);
+                runner.tell(|status| status.last_ok = None);
                 let told = other.is_some_and(|other| other.told != Told::Nothing);
                 let written = match told {
                     true => runner.publish(runner.left(), &cursor, Txn::essential()).await,
@@ -352,6 +353,10 @@ impl<'a> Delivery<'a> {
     /// The next batch; writes the cursor meanwhile when it is time.
     async fn wait(&mut self, fetch: &mut Fetch<'_>) -> Result<Batch, SourceError> {
         loop {
+            // Timers are late by up to a millisecond, and batches that are there already would always be first.
+            if self.save_at.is_some_and(|at| at <= Instant::now()) {
+                self.save().await?;
+            }
             let save_at = self.save_at;
             let due = async move {
                 match save_at {

@@ -24,6 +24,8 @@ enum Mood {
     Status(u16),
     /// It took the body, and its answer broke off.
     TakesAndBreaks,
+    /// Thinks about it for longer than it is between two writings of the cursor.
+    Dawdles,
     /// Never answers.
     Hangs,
     Impostor,
@@ -119,6 +121,10 @@ impl Carrier for Way {
         };
         match mood {
             Mood::Takes => take(items),
+            Mood::Dawdles => {
+                tokio::time::sleep(Duration::from_millis(1300)).await;
+                take(items);
+            }
             Mood::TakesUpTo(most) | Mood::Chokes(most) if items.len() <= most => take(items),
             Mood::Chokes(_) => return Err(PostError::Broken("reset".to_owned())),
             Mood::TakesUpTo(_) => return Err(PostError::Status(413)),
@@ -133,7 +139,7 @@ impl Carrier for Way {
                 return Err(PostError::Timeout(patience));
             }
             Mood::Impostor => {
-                return Err(PostError::Certificate(rustls::CertificateError::UnknownIssuer.into()));
+                return Err(PostError::Certificate("another".to_owned()));
             }
         }
         Ok(())
@@ -444,6 +450,29 @@ async fn an_agent_that_dies_after_any_commit_loses_nothing_and_repeats_ids_only(
         agent.all_taken().await;
         assert_whole(&manager, agent.log.last().0);
     }
+}
+
+/// In real time: virtual time knows no part of a millisecond, by which a timer may come too late.
+#[tokio::test]
+async fn while_a_backlog_goes_to_a_slow_manager_the_cursor_is_never_behind_by_more_than_a_batch() {
+    let manager = Manager::new();
+    manager.events.send_replace(Mood::Dawdles);
+    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
+    agent.happens(5000).await;
+    let mut taken = vec![0];
+    while taken.last() != Some(&5000) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let number = agent.status(Stream::Events).number;
+        if taken.last() == Some(&number) {
+            continue;
+        }
+        // It is written before the next batch goes out.
+        let cursor = Cursor::load(&agent.store, Stream::Events).await.unwrap().unwrap();
+        let before = *taken.last().unwrap();
+        assert!(cursor.number >= before, "{} is on disk, {taken:?} and {number} were taken", cursor.number);
+        taken.push(number);
+    }
+    assert!(taken.len() >= 5, "{taken:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -157,13 +157,16 @@ impl Operations {
             let info = by_id.get(domid)?;
             Some(FoundDomain { domid: *domid, name: info.name.clone(), uuid: info.vm, verdict: *verdict })
         });
-        let vms = records.iter().zip(&adoption.vms).map(|(record, (vm, verdict))| FoundVm {
-            vm: *vm,
-            name: record.config.name.to_string(),
-            verdict: *verdict,
-        });
-        let found =
-            Arc::new(Found { at: Timestamp::now(), boot, domains: domains.collect(), vms: vms.collect() });
+        let domains = domains.collect();
+        let mut vms = Vec::with_capacity(records.len());
+        for (record, (vm, verdict)) in records.iter().zip(&adoption.vms) {
+            let verdict = match self.has_moved_on(record, *verdict).await {
+                true => VmVerdict::InJob,
+                false => *verdict,
+            };
+            vms.push(FoundVm { vm: *vm, name: record.config.name.to_string(), verdict });
+        }
+        let found = Arc::new(Found { at: Timestamp::now(), boot, domains, vms });
         // A host without VMs has nothing to tell at each start.
         if !(found.domains.is_empty() && found.vms.is_empty()) {
             let event = found.event();
@@ -173,6 +176,24 @@ impl Operations {
             }
         }
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = Some(found);
+    }
+
+    /// Whether a VM that seems gone is not: jobs of an earlier life go on, and new ones come, while domains and records
+    /// are read one after the other.
+    async fn has_moved_on(&self, record: &VmRecord, verdict: VmVerdict) -> bool {
+        let in_job = || {
+            let lock = VmRecord::lock(record.id());
+            self.engine().is_some_and(|engine| engine.is_claimed(&lock))
+        };
+        let has_domain = match verdict {
+            VmVerdict::Gone if !in_job() => matches!(self.domain(record.id()).await, Ok(Some(_))),
+            // With the host's boot all have gone at once, and each has yet to be settled.
+            VmVerdict::WentWithHost => false,
+            VmVerdict::Gone => true,
+            _ => return false,
+        };
+        let is_as_it_was = || self.vms.get(record.id()).is_some_and(|now| *now.record == *record);
+        has_domain || in_job() || !is_as_it_was()
     }
 
     fn facts_of<'a>(

@@ -205,7 +205,8 @@ impl Operations {
                 if crashes >= CRASHES_UNTIL_LEFT_OFF || preserve {
                     let why = if preserve { "its domain is kept to be looked at" } else { "it is left off" };
                     let text = format!(
-                        "VM {id} {} or could not be started again, {crashes} times in a row; {why}",
+                        "VM {} {} or could not be started again, {crashes} times in a row; {why}",
+                        vm.record.config.name,
                         words(cause)
                     );
                     let event = Event::new(kind::VM_LEFT_OFF, VmRecord::lock(id), text);

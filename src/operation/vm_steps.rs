@@ -179,7 +179,12 @@ impl Operations {
             None => self.build(id, &vm.record).await?,
         };
         self.look(domid).await;
-        let text = format!("VM {}: started", vm.record.config.name);
+        let how = match event {
+            kind::VM_RESTARTED_AFTER_CRASH => "started again after it crashed",
+            kind::VM_REBOOTED => "rebooted",
+            _ => "started",
+        };
+        let text = format!("VM {}: {how}", vm.record.config.name);
         let event = Event::new(event, VmRecord::lock(id), text).with_job(context.job);
         let mut outcome = self.record_outcome(id, |record| {
             record.intent = Intent::On;

@@ -100,6 +100,17 @@ impl Known {
         self.recent.as_ref()?.get(slot, column)
     }
 
+    /// The minute that this slot is in, as written by an earlier life: of one of which this life has seen nothing.
+    pub(super) fn forgotten(&self, column: usize, slot: u32) -> Option<f32> {
+        let from = slot / PARTS_OF_MINUTE * PARTS_OF_MINUTE;
+        let remembers =
+            |recent: &Recent| (from..from.saturating_add(PARTS_OF_MINUTE)).any(|slot| recent.has(slot));
+        match self.recent.as_ref().is_some_and(remembers) {
+            true => None,
+            false => self.stored(column, Tier::Minute, slot / PARTS_OF_MINUTE),
+        }
+    }
+
     fn rows(&self, tier: Tier) -> &Rows {
         match tier {
             Tier::Minute => &self.tiers[0],

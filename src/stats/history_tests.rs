@@ -109,6 +109,28 @@ fn each_time_is_answered_at_its_own_fineness_up_to_the_last_sweep() {
 }
 
 #[test]
+fn what_an_earlier_life_saw_in_the_last_minutes_is_answered_by_the_minutes_that_it_wrote() {
+    let mut world = World::new();
+    world.until(3600 + 300);
+    world.history.flush();
+    world.restart();
+    // Before anything was seen in this life, and after.
+    let (resolution, values) = world.ask("memory", 3600, 3600 + 290, 0);
+    assert_eq!((resolution, values), (60, vec![Some(1.0); 30]));
+    world.now_s += 60;
+    world.until(3600 + 480);
+    let (resolution, values) = world.ask("memory", 3600, 3600 + 470, 0);
+    assert_eq!(resolution, 60, "the coarsest that went in");
+    assert_eq!(values[..30], [Some(1.0); 30]);
+    assert_eq!(values[30..36], [None; 6], "nobody looked");
+    assert_eq!(values[36..], [Some(1.0); 12]);
+    let (resolution, values) = world.ask("memory", 3600 + 360, 3600 + 470, 0);
+    assert_eq!((resolution, values), (10, vec![Some(1.0); 12]));
+    let (_, values) = world.ask("memory", 3600, 3600 + 179, 120);
+    assert_eq!(values, [Some(1.0), Some(1.0)]);
+}
+
+#[test]
 fn an_agent_that_starts_again_goes_on_and_a_time_without_one_is_empty() {
     let mut world = World::new();
     world.until(2 * 3600 + 1800);

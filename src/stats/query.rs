@@ -118,18 +118,28 @@ impl History {
         let from_s = question.from_s.max(now_s.saturating_sub(MAX_STEP_S)) / step_s * step_s;
         let question = &Question { to_s: question.to_s.min(now_s).max(from_s), ..question.clone() };
         let points = (question.to_s - from_s) / step_s + 1;
-        let values = (0..points).map(|point| mean(&known, column, grain, from_s + point * step_s, step_s));
-        Ok(Answer { from_s, step_s, resolution_s: grain.seconds(), values: values.collect() })
+        let mut resolution_s = grain.seconds();
+        let mut mean = |from_s| {
+            let (value, coarsest_s) = mean(&known, column, grain, from_s, step_s);
+            resolution_s = resolution_s.max(coarsest_s);
+            value
+        };
+        let values = (0..points).map(|point| mean(from_s + point * step_s)).collect();
+        Ok(Answer { from_s, step_s, resolution_s, values })
     }
 }
 
-/// Of the time from a point on.
-fn mean(known: &Known, column: usize, grain: Grain, from_s: u64, step_s: u64) -> Option<f32> {
+/// Of the time from a point on, and how fine the coarsest value is that went in.
+fn mean(known: &Known, column: usize, grain: Grain, from_s: u64, step_s: u64) -> (Option<f32>, u64) {
     let at = |seconds: u64| slot(Timestamp(seconds.saturating_mul(1000)), grain.seconds());
-    let (mut sum, mut count) = (0.0_f64, 0_u32);
+    let (mut sum, mut count, mut coarsest_s) = (0.0_f64, 0_u32, grain.seconds());
     for slot in at(from_s)..at(from_s.saturating_add(step_s)) {
         let value = match grain {
-            Grain::Sweep => known.sweep(column, slot),
+            Grain::Sweep => known.sweep(column, slot).or_else(|| {
+                let minute = known.forgotten(column, slot)?;
+                coarsest_s = Tier::Minute.seconds();
+                Some(minute)
+            }),
             Grain::Kept(tier) => known.value(column, tier, slot),
         };
         if let Some(value) = value {
@@ -137,5 +147,6 @@ fn mean(known: &Known, column: usize, grain: Grain, from_s: u64, step_s: u64) ->
         }
     }
     #[allow(clippy::cast_possible_truncation, reason = "a mean of f32 is one")]
-    (count > 0).then(|| (sum / f64::from(count)) as f32)
+    let mean = (count > 0).then(|| (sum / f64::from(count)) as f32);
+    (mean, coarsest_s)
 }

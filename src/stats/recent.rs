@@ -38,6 +38,11 @@ impl Recent {
         self.newest
     }
 
+    /// Whether anything was put in of that time.
+    pub fn has(&self, slot: u32) -> bool {
+        self.slots[place(slot)] == slot
+    }
+
     /// Puts a row in. Series that were never seen get a column, up to `most`; those of the object itself before those of
     /// its links and disks, of which there may be any number. Answers how many got none.
     pub fn put(&mut self, slot: u32, values: Vec<(SeriesKey, f32)>, most: usize) -> usize {

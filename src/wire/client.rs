@@ -383,6 +383,14 @@ enum Pin {
     FirstSeen(Arc<std::sync::Mutex<Option<String>>>),
 }
 
+/// Who answered is not who is known.
+#[derive(Debug, thiserror::Error)]
+#[error("shown SHA-256 {shown}, pinned {}", .expected.as_deref().unwrap_or("none: it has expired, or is not for servers"))]
+struct Strange {
+    shown: String,
+    expected: Option<String>,
+}
+
 #[derive(Debug)]
 struct Pinned {
     pin: Pin,
@@ -398,12 +406,11 @@ impl ServerCertVerifier for Pinned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let issued_by_it = |issuer: &Arc<dyn ServerCertVerifier>| {
+            issuer.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now).is_ok()
+        };
         let accepted = match &self.pin {
-            Pin::Der(der, None) => end_entity.as_ref() == der,
-            Pin::Der(der, Some(_)) if end_entity.as_ref() == der => true,
-            Pin::Der(_, Some(issued)) => {
-                return issued.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-            }
+            Pin::Der(der, issuer) => end_entity.as_ref() == der || issuer.as_ref().is_some_and(issued_by_it),
             Pin::FirstSeen(seen) => {
                 // By the rule by which it is known from then on.
                 let sha256 = super::fingerprint(end_entity);
@@ -421,7 +428,13 @@ impl ServerCertVerifier for Pinned {
         if accepted {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+            let expected = match &self.pin {
+                Pin::Der(der, _) => Some(super::fingerprint(der)),
+                Pin::Fingerprint(sha256) => Some(sha256.clone()),
+                Pin::FirstSeen(_) => None,
+            };
+            let strange = Strange { shown: super::fingerprint(end_entity), expected };
+            Err(rustls::CertificateError::Other(rustls::OtherError(Arc::new(strange))).into())
         }
     }
 

@@ -37,7 +37,7 @@ pub enum PostError {
     Connect(io::Error),
     /// The other end is not who it should be: its certificate is not the one that is pinned.
     #[error("the certificate shown is not the one that is pinned, nor issued by it for this name: {0}")]
-    Certificate(rustls::Error),
+    Certificate(String),
     /// It was connected, and did not take the body or did not answer.
     #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
@@ -188,7 +188,13 @@ async fn exchange(
 /// A handshake that failed: whether for the certificate.
 fn refused(error: io::Error) -> PostError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(inner @ rustls::Error::InvalidCertificate(_)) => PostError::Certificate(inner.clone()),
+        Some(rustls::Error::InvalidCertificate(why)) => PostError::Certificate(match why {
+            rustls::CertificateError::Other(why) => why.0.to_string(),
+            why => format!("{why:?}"),
+        }),
+        Some(rustls::Error::InvalidMessage(_)) => {
+            PostError::Connect(io::Error::other("what answers there speaks no TLS"))
+        }
         _ => PostError::Connect(error),
     }
 }

@@ -182,6 +182,8 @@ async fn a_token_that_is_none_is_refused_one_of_the_future_is_lost_and_a_gap_is_
     let ahead = format!("{stream}:{}", last.parse::<u64>().unwrap() + 1_000_000);
     let page = caller.ask("event_wait", &[text(ahead), int(300)]).await;
     assert_eq!(field(&page, "lost"), &Value::Bool(true), "the store was set back");
+    let page = caller.ask("event_wait", &[int(1_000_000), int(300)]).await;
+    assert_eq!(field(&page, "lost"), &Value::Bool(true), "a number is no other than a token");
     assert!(!seen_in(&page).is_empty(), "all that is kept");
     // Only what was asked for.
     let one = structure([("limit", int(1)), ("object", text("nothing"))]);

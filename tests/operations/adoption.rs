@@ -442,3 +442,29 @@ async fn state_that_was_copied_to_another_machine_starts_nothing_there() {
     assert_eq!(host.audit().await.begun(vm), 1);
     life.assert_agreement(&host).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_whose_job_ends_while_the_agent_takes_its_first_look_is_not_told_as_gone() {
+    let host = Host::new();
+    let life = Life::begin(&host).await;
+    let vm = life.started("web").await;
+    // The agent dies in the middle of a stop; its guest goes.
+    host.world.add_rule(Rule::next(Kind::Shutdown, Fate::Hang)).await.unwrap();
+    let stopping = life.submit("stop_vm", plan::stop_vm(vm, false, &host.settings.vm)).await;
+    seconds(0.5).await;
+    let store = life.crash().await;
+    let domid = host.toolstack.find(vm).await.unwrap().unwrap().domid;
+    host.toolstack.destroy(domid).await.unwrap();
+    // The job that goes on ends between the reading of the domains and the machine's answer to the first look: the
+    // first question is that of the start.
+    for (kind, delay_ms) in [(Kind::Find, 500), (Kind::Host, 9_000)] {
+        host.world.add_rule(Rule::next(kind, Fate::DelayMs(delay_ms)).times(9)).await.unwrap();
+    }
+    let life = back(&host, store).await;
+    life.end(stopping).await;
+    life.quiet().await;
+    let found = life.operations.found().unwrap();
+    assert_eq!(found.vms[0].verdict, VmVerdict::InJob);
+    let told = life.events("vm.adoption").await.pop().unwrap();
+    assert_eq!(told.severity, dom0d::event::Severity::Info, "{}", told.text);
+}
