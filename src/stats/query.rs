@@ -106,7 +106,7 @@ impl History {
         let column = known.column(&question.series).ok_or_else(|| QueryError::NoSeries {
             object: question.object,
             series: question.series.clone(),
-            has: known.series().iter().take(64).map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            has: alike(known.series(), &question.series),
         })?;
         let grain = Grain::of(question, now.0 / 1000);
         let step_s = match question.step_s {
@@ -126,6 +126,19 @@ impl History {
         };
         let values = (0..points).map(|point| mean(from_s + point * step_s)).collect();
         Ok(Answer { from_s, step_s, resolution_s, values })
+    }
+}
+
+/// Those of the same metric, or of any: a few of them.
+fn alike(series: &[SeriesKey], asked: &SeriesKey) -> String {
+    const TOLD: usize = 12;
+    let all = || series.iter().filter(|key| key.metric().is_some());
+    let same: Vec<&SeriesKey> = all().filter(|key| key.metric() == asked.metric()).collect();
+    let told = if same.is_empty() { all().collect() } else { same };
+    let names: Vec<String> = told.iter().take(TOLD).map(ToString::to_string).collect();
+    match told.len() - names.len() {
+        0 => names.join(", "),
+        more => format!("{}, and {more} more", names.join(", ")),
     }
 }
 
@@ -149,4 +162,28 @@ fn mean(known: &Known, column: usize, grain: Grain, from_s: u64, step_s: u64) ->
     #[allow(clippy::cast_possible_truncation, reason = "a mean of f32 is one")]
     let mean = (count > 0).then(|| (sum / f64::from(count)) as f32);
     (mean, coarsest_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_a_series_that_is_not_there_is_told_those_of_that_metric_and_never_all_of_many() {
+        let key = |text: &str| SeriesKey::parse(text).unwrap();
+        let cpus = (0..20).map(|cpu| key(&format!("host_cpu_busy:{cpu}")));
+        let series: Vec<SeriesKey> =
+            [key("host_load_1m"), key("host_load_5m")].into_iter().chain(cpus).collect();
+        let told = alike(&series, &key("host_cpu_busy"));
+        assert!(
+            told.starts_with("host_cpu_busy:0, host_cpu_busy:1, ") && told.ends_with(", and 8 more"),
+            "{told}"
+        );
+        assert_eq!(alike(&series, &key("host_load_1m:x")), "host_load_1m");
+        let told = alike(&series, &key("memory"));
+        assert!(
+            told.starts_with("host_load_1m, host_load_5m, ") && told.ends_with(", and 10 more"),
+            "{told}"
+        );
+    }
 }

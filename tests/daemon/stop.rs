@@ -28,8 +28,7 @@ async fn told_to_stop_it_answers_who_waits_and_the_job_goes_on_after_the_restart
     until("the job runs", PATIENCE, async || local.open_jobs().await > 0).await;
     let newest = number(field(&local.ask("event_list", &[structure([])]).await, "last"));
     let mut waiting = vec![];
-    for (verb, params) in
-        [("job_wait", vec![int(job), int(60)]), ("event_wait", vec![int(newest), int(60)])]
+    for (verb, params) in [("job_wait", vec![int(job), int(60)]), ("event_wait", vec![int(newest), int(60)])]
     {
         let mut caller = daemon.remote();
         waiting.push(tokio::spawn(async move { caller.call(verb, &params).await }));
