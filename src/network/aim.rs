@@ -164,9 +164,9 @@ impl Aim<'_> {
                 }
             };
             if let Kind::Bond(bond) = &mut link.kind {
-                // One that is not there now is made the primary when it comes.
+                // One that is not there, or goes with this declaration, is made the primary when it comes.
                 let is_there = |port: &IfName| {
-                    self.now.links.contains_key(port)
+                    self.view.links.contains_key(port)
                         || self.desired.links.get(port).is_some_and(|link| link.kind.is_made())
                 };
                 bond.primary = bond.primary.take().filter(is_there);

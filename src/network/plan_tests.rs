@@ -4,7 +4,9 @@ use super::made_up::{
     Tape, address, bare_host, bond, desired, host, made_valid, name, others, route, vlan_id,
 };
 use super::{Desired, DesiredLink, Scope, aim, back, differences, is_there, plan};
-use crate::model::network::{BondMode, Bridge, Change, Kind, LinkView, Mtu, NetworkView, PortVlan, perform};
+use crate::model::network::{
+    Bond, BondMode, Bridge, Change, Kind, LinkView, Mtu, NetworkView, PortVlan, perform,
+};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use std::collections::BTreeSet;
@@ -175,6 +177,22 @@ fn a_bonds_mode_changes_only_without_ports_and_off() {
     assert!(told[..at].contains(&"switch bond0 off".to_owned()), "{told:?}");
     assert_eq!(told[..at].iter().filter(|one| one.ends_with("off its controller")).count(), 2, "{told:?}");
     assert_eq!(end.ports(&name("bond0")).count(), 2);
+}
+
+#[test]
+fn a_bond_has_no_primary_that_goes_with_the_same_declaration() {
+    let now = host(&[("eth0", Kind::Ethernet)]);
+    let with_primary = |primary: &str| {
+        let bond = Bond { primary: Some(name(primary)), ..bond(BondMode::ActiveBackup) };
+        ("bond0", with_ports(Kind::Bond(bond), &["d1", "eth0"]))
+    };
+    let first = declared(vec![with_primary("eth0"), ("d1", DesiredLink::new(Kind::Dummy))]);
+    let next = declared(vec![with_primary("d1")]);
+    let (now, _) = carried_out(&now, &Desired::default(), &first);
+    let (end, _) = carried_out(&now, &first, &next);
+    assert!(!end.links.contains_key(&name("d1")));
+    let Kind::Bond(bond) = &end.links[&name("bond0")].kind else { panic!() };
+    assert_eq!(bond.primary, None);
 }
 
 #[test]
