@@ -9,10 +9,14 @@
 mod dhcp;
 #[path = "contract/env.rs"]
 mod env;
+#[path = "contract/figures.rs"]
+mod figures;
 #[path = "contract/kernel.rs"]
 mod kernel;
 #[path = "contract/machine.rs"]
 mod machine;
+#[path = "contract/migration.rs"]
+mod migration;
 #[path = "contract/namespace.rs"]
 mod namespace;
 #[path = "contract/real.rs"]

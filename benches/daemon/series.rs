@@ -5,12 +5,14 @@ use crate::daemon::{Home, call, create_vms, say, text};
 use dom0d::wire::{Client, Value};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 const VMS: usize = 500;
-/// By then a first minute is over and was written.
-const MINUTES: Duration = Duration::from_secs(150);
+/// By then a first minute of each must be over and written.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Over which the CPU time at rest is taken: six sweeps, and one writing of a minute.
+const WINDOW: Duration = Duration::from_secs(60);
 
 pub fn figures(runtime: &Runtime) {
     let home = Home::new();
@@ -19,13 +21,17 @@ pub fn figures(runtime: &Runtime) {
     let mut clients: Vec<Client> = (0..8).map(|_| home.client(daemon.address)).collect();
     runtime.block_on(create_vms(&mut clients, VMS, true));
     drop(clients);
-    std::thread::sleep(MINUTES);
     let folder = home.state().join("stats");
-    let (files, bytes) = on_disk(&folder);
+    let began = Instant::now();
+    while std::fs::read_dir(&folder).map_or(0, Iterator::count) <= VMS {
+        assert!(began.elapsed() < PATIENCE, "no minute of each VM is written");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (cpu, began) = (daemon.process.cpu(), Instant::now());
+    std::thread::sleep(WINDOW);
+    let idle = (daemon.process.cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
     let before = daemon.process.rss_mib();
-    let cpu = daemon.process.cpu();
-    std::thread::sleep(Duration::from_secs(60));
-    let idle = (daemon.process.cpu() - cpu).as_secs_f64() / 60.0;
+    let (files, bytes) = on_disk(&folder);
     // An idle connection would have been closed by now.
     let client = &mut home.client(daemon.address);
     runtime.block_on(async {

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Between two writings of a cursor that moves on.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
+pub(super) const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A manager that could not be reached for so long is told of.
 const TELL_AFTER: Duration = Duration::from_secs(60);
 /// After a batch of few items the next one begins no sooner than this after it, so that a busy stream is not a POST an

@@ -181,19 +181,21 @@ impl Operations {
     /// Whether a VM that seems gone is not: jobs of an earlier life go on, and new ones come, while domains and records
     /// are read one after the other.
     async fn has_moved_on(&self, record: &VmRecord, verdict: VmVerdict) -> bool {
-        let in_job = || {
-            let lock = VmRecord::lock(record.id());
-            self.engine().is_some_and(|engine| engine.is_claimed(&lock))
+        let lock = VmRecord::lock(record.id());
+        let has_moved = || {
+            // In this order: a job writes its record before it lets go of the lock.
+            let is_in_job = self.engine().is_some_and(|engine| engine.is_claimed(&lock));
+            is_in_job || self.vms.get(record.id()).is_none_or(|now| *now.record != *record)
         };
-        let has_domain = match verdict {
-            VmVerdict::Gone if !in_job() => matches!(self.domain(record.id()).await, Ok(Some(_))),
-            // With the host's boot all have gone at once, and each has yet to be settled.
-            VmVerdict::WentWithHost => false,
-            VmVerdict::Gone => true,
-            _ => return false,
-        };
-        let is_as_it_was = || self.vms.get(record.id()).is_some_and(|now| *now.record == *record);
-        has_domain || in_job() || !is_as_it_was()
+        match verdict {
+            // Asked again after the toolstack's answer, which takes its time.
+            VmVerdict::Gone => {
+                has_moved() || matches!(self.domain(record.id()).await, Ok(Some(_))) || has_moved()
+            }
+            // Its domain went with the boot before this one.
+            VmVerdict::WentWithHost => has_moved(),
+            _ => false,
+        }
     }
 
     fn facts_of<'a>(

@@ -1,20 +1,20 @@
-//! What every body of [`Toolstack`] must do, as rules over an [`Env`]. No rule knows which body it is held
+//! What every body of [`dom0d::xen::Toolstack`] must do, as rules over an [`Env`]. No rule knows which body it is held
 //! against: it waits for conditions (never for a time), takes a new VM for itself, and cleans up nothing, so an
 //! environment of real Xen must destroy what is left.
 //!
 //! The rules come in no order and each with an environment of its own, or one after the other with the same.
 
+pub use crate::figures::*;
+pub use crate::migration::*;
+
 use crate::env::{Env, mac_of, vif};
 use dom0d::model::{MiB, SafePath, VmId, VmName};
 use dom0d::xen::config::{DomainConfig, Vnc};
 use dom0d::xen::{
-    AfterSave, DomId, DomainInfo, Handover, Observation, RunState, ShutdownReason, Toolstack, ToolstackError,
-    Trigger,
+    AfterSave, DomId, DomainInfo, Observation, RunState, ShutdownReason, ToolstackError, Trigger,
 };
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
 /// Calls the macro with the names of all rules.
 macro_rules! rules {
@@ -69,7 +69,7 @@ fn exists(file: &SafePath) -> bool {
     Path::new(file.as_str()).exists()
 }
 
-fn is_alive(info: &DomainInfo) -> bool {
+pub fn is_alive(info: &DomainInfo) -> bool {
     matches!(info.state, RunState::Running | RunState::Blocked)
 }
 
@@ -458,124 +458,6 @@ pub async fn a_domain_is_observed_when_it_appears_ends_and_goes(env: &Env) {
     see(domid).await;
 }
 
-/// Decides on handovers as it was told, and notes in which state the domain was.
-pub struct Decision(bool, std::sync::atomic::AtomicU32);
-
-impl Decision {
-    pub fn new(handed_over: bool) -> Arc<Self> {
-        Arc::new(Self(handed_over, 0.into()))
-    }
-
-    pub fn asked(&self) -> u32 {
-        self.1.load(std::sync::atomic::Ordering::SeqCst)
-    }
-}
-
-#[async_trait::async_trait]
-impl Handover for Decision {
-    async fn hand_over(&self) -> bool {
-        self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        self.0
-    }
-}
-
-async fn migrate(
-    from: &Arc<dyn Toolstack>,
-    to: &Arc<dyn Toolstack>,
-    domid: DomId,
-    decision: Arc<Decision>,
-) -> (dom0d::xen::Result<()>, dom0d::xen::Result<DomId>) {
-    let (near, far) = tokio::io::duplex(4096);
-    tokio::join!(from.migrate_out(domid, true, Box::new(near), decision), to.migrate_in(Box::new(far)))
-}
-
-pub async fn a_migrated_domain_is_gone_here_and_stands_paused_there(env: &Env) {
-    let Some(peer) = &env.peer else { return };
-    let free = env.free().await;
-    let (config, domid) = env.started().await;
-    env.toolstack.attach_disk(domid, &(env.disk)(config.vm, "xvdb")).await.unwrap();
-    let decision = Decision::new(true);
-    let (sent, received) = migrate(&env.toolstack, peer, domid, decision.clone()).await;
-    sent.unwrap();
-    assert_eq!(decision.asked(), 1);
-    let there = peer.get(received.unwrap()).await.unwrap().unwrap();
-    assert_eq!((there.vm, there.name.as_str()), (Some(config.vm), config.name.as_str()));
-    assert_eq!(there.state, RunState::Paused);
-    assert_eq!(peer.config(there.domid).await.unwrap().disks.len(), 2, "plugged devices go along");
-    assert_eq!(env.toolstack.find(config.vm).await, Ok(None));
-    env.free_becomes(free).await;
-    peer.unpause(there.domid).await.unwrap();
-    assert!(is_alive(&peer.get(there.domid).await.unwrap().unwrap()));
-    peer.destroy(there.domid).await.unwrap();
-}
-
-pub async fn a_domain_that_is_not_handed_over_goes_on_here(env: &Env) {
-    let Some(peer) = &env.peer else { return };
-    let (config, domid) = env.started().await;
-    let decision = Decision::new(false);
-    let (sent, received) = migrate(&env.toolstack, peer, domid, decision.clone()).await;
-    assert!(sent.is_err());
-    assert_eq!(decision.asked(), 1);
-    assert!(is_alive(&env.info(domid).await));
-    // The copy is paused, and its receiver's to throw away.
-    let copy = received.unwrap();
-    assert_eq!(peer.get(copy).await.unwrap().unwrap().state, RunState::Paused);
-    peer.destroy(copy).await.unwrap();
-    assert_eq!(peer.find(config.vm).await, Ok(None));
-}
-
-pub async fn a_migration_that_breaks_leaves_the_domain_running_here_and_none_there(env: &Env) {
-    let (config, domid) = env.started().await;
-    let (near, far) = tokio::io::duplex(64);
-    drop(far);
-    let decision = Decision::new(true);
-    assert!(env.toolstack.migrate_out(domid, true, Box::new(near), decision.clone()).await.is_err());
-    assert_eq!(decision.asked(), 0, "what was not sent is not handed over");
-    assert!(is_alive(&env.info(domid).await));
-    let Some(peer) = &env.peer else { return };
-    // Only the first bytes arrive.
-    let (near, mut heard) = tokio::io::duplex(64);
-    let (mut further, far) = tokio::io::duplex(64);
-    let cut = async move {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut first = [0; 20];
-        heard.read_exact(&mut first).await.unwrap();
-        further.write_all(&first).await.unwrap();
-    };
-    let sending = env.toolstack.migrate_out(domid, true, Box::new(near), decision.clone());
-    let (sent, received, ()) = tokio::join!(sending, peer.migrate_in(Box::new(far)), cut);
-    assert!(sent.is_err() && received.is_err(), "{sent:?} {received:?}");
-    assert_eq!(decision.asked(), 0);
-    assert!(is_alive(&env.info(domid).await));
-    assert_eq!(peer.find(config.vm).await, Ok(None));
-}
-
-pub async fn a_migration_that_the_target_refuses_leaves_the_domain_running_here(env: &Env) {
-    let Some(peer) = &env.peer else { return };
-    let (config, domid) = env.started().await;
-    // The target has a domain of the same name.
-    let other = DomainConfig { name: config.name, ..env.new_vm() };
-    peer.create(&other, true).await.unwrap();
-    let (near, far) = tokio::io::duplex(4096);
-    let (answer, refused) = tokio::sync::oneshot::channel();
-    let sending = env.toolstack.migrate_out(domid, true, Box::new(near), Arc::new(Heard(refused.into())));
-    let receiving = async { answer.send(peer.migrate_in(Box::new(far)).await.is_ok()).unwrap() };
-    let (sent, ()) = tokio::join!(sending, receiving);
-    assert!(sent.is_err(), "{sent:?}");
-    assert!(is_alive(&env.info(domid).await));
-    assert_eq!(peer.find(config.vm).await, Ok(None));
-}
-
-/// Hands over what the other side has taken.
-struct Heard(tokio::sync::Mutex<tokio::sync::oneshot::Receiver<bool>>);
-
-#[async_trait::async_trait]
-impl Handover for Heard {
-    async fn hand_over(&self) -> bool {
-        (&mut *self.0.lock().await).await.unwrap_or(false)
-    }
-}
-
 pub async fn a_vnc_server_has_a_port_of_its_own(env: &Env) {
     let vnc =
         Vnc { listen: std::net::Ipv4Addr::LOCALHOST.into(), display: None, password: None, keymap: None };
@@ -588,61 +470,4 @@ pub async fn a_vnc_server_has_a_port_of_its_own(env: &Env) {
     }
     let (_, without) = env.started().await;
     assert_eq!(env.info(without).await.vnc_port, None);
-}
-
-pub async fn cpu_time_grows_while_a_domain_lives(env: &Env) {
-    let (_, domid) = env.started().await;
-    let first = env.info(domid).await.cpu_time_ns;
-    let wait = async {
-        while env.info(domid).await.cpu_time_ns <= first {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(env.patience, wait).await.expect("CPU time grows");
-}
-
-pub async fn usage_agrees_with_what_is_told_of_the_machine_and_of_its_domains(env: &Env) {
-    let (config, domid) = env.started().await;
-    let (info, usage) = (env.toolstack.info().await.unwrap(), env.toolstack.usage().await.unwrap());
-    assert_eq!(MiB::from(usage.total_memory), info.total_memory);
-    env.free_becomes(usage.free_memory.into()).await;
-    let given: u64 = usage.domains.iter().map(|(_, memory)| memory.0).sum();
-    assert!(given + usage.free_memory.0 <= usage.total_memory.0, "{usage:?}");
-    // A toolstack that has no figures of its own tells none.
-    if usage.domains.is_empty() {
-        return;
-    }
-    let listed: Vec<DomId> = env.toolstack.list().await.unwrap().iter().map(|d| d.domid).collect();
-    assert_eq!(usage.domains.iter().map(|(domid, _)| *domid).collect::<Vec<_>>(), listed);
-    let (_, memory) = usage.domains.iter().find(|(one, _)| *one == domid).unwrap();
-    // Real ones have a little more, for what no guest sees, or less, until they have ballooned.
-    assert!(MiB::from(*memory).0.abs_diff(config.memory.0) <= 8 + env.slack.0, "{memory}");
-}
-
-pub async fn cpus_never_idle_longer_than_time_passes(env: &Env) {
-    let (info, before) = (env.toolstack.info().await.unwrap(), env.toolstack.usage().await.unwrap());
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let after = env.toolstack.usage().await.unwrap();
-    assert!(after.clock_ns >= before.clock_ns && after.cpus.len() == before.cpus.len());
-    assert!(after.cpus.is_empty() || after.cpus.len() == info.nr_cpus as usize, "{after:?}");
-    let passed_ns = after.clock_ns - before.clock_ns;
-    for (one, then) in after.cpus.iter().zip(&before.cpus) {
-        assert_eq!(one.cpu, then.cpu);
-        // The two clocks are read one after the other, on a machine that may be busy.
-        let idled_ns = one.idle_ns.checked_sub(then.idle_ns).expect("idle time never gets less");
-        assert!(idled_ns <= passed_ns + 250_000_000, "{idled_ns} ns idle in {passed_ns} ns");
-    }
-}
-
-pub async fn a_domains_target_is_told_and_of_one_that_is_not_there_nothing(env: &Env) {
-    let (config, domid) = env.started().await;
-    let nobody = DomId(30_000);
-    let told = env.toolstack.guest_figures(&[nobody, domid]).await.unwrap();
-    assert_eq!(told.iter().map(|one| one.domid).collect::<Vec<_>>(), [domid, nobody]);
-    let target = told[0].memory_target.expect("the toolstack has written it");
-    // Less what is set aside for a screen.
-    assert!(target <= config.memory.into() && MiB::from(target).0 + 8 >= config.memory.0, "{target}");
-    assert!(told[0].guest_total.is_none_or(|total| total <= config.max_memory.into()));
-    assert_eq!((told[1].memory_target, told[1].guest_total, told[1].guest_free), (None, None, None));
-    assert_eq!(env.toolstack.guest_figures(&[]).await, Ok(vec![]));
 }

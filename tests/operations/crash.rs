@@ -3,7 +3,7 @@
 
 use crate::house::*;
 use dom0d::job::{JobRecord, JobState};
-use dom0d::model::{JobId, VmId};
+use dom0d::model::VmId;
 use dom0d::operation::plan::{self, Plan};
 use dom0d::sim::{Answer, Request};
 use dom0d::store::Store;
@@ -186,17 +186,15 @@ async fn run(case: &Case, commits: Option<u64>, sharp: bool) -> Option<Outcome> 
     if let Some(commits) = commits {
         let _ = store.die_after(commits);
     }
-    let accepted = life.try_submit(case.verb, plan).await;
-    let mut id = accepted.as_ref().map_or(JobId(0), |id| *id);
-    let life = match commits {
-        None => life,
+    let (life, id) = match (life.try_submit(case.verb, plan).await, commits) {
+        (accepted, None) => (life, accepted.unwrap()),
         // What the agent wrote of its own came first: whoever asked was told so, and asks the next life.
-        Some(_) if accepted.is_err() => {
+        (Err(_), Some(_)) => {
             let life = Life::on(&host, life.crash().await, CancellationToken::new()).await;
-            id = life.submit(case.verb, (case.plan)(&host, &life, vm).await).await;
-            life
+            let id = life.submit(case.verb, (case.plan)(&host, &life, vm).await).await;
+            (life, id)
         }
-        Some(_) => {
+        (Ok(id), Some(_)) => {
             let ended = async {
                 life.end(id).await;
                 seconds(100.0).await;
@@ -209,7 +207,7 @@ async fn run(case: &Case, commits: Option<u64>, sharp: bool) -> Option<Outcome> 
             let life = Life::on(&host, store, CancellationToken::new()).await;
             let record = life.end(id).await;
             assert!(ended_well(case, &record), "{} at {commits:?} {sharp}: {record:?}", case.verb);
-            life
+            (life, id)
         }
     };
     let record = life.end(id).await;
