@@ -118,7 +118,7 @@ async fn a_dry_run_answers_the_plan_and_touches_nothing() {
         ("delete_vm", vec![text(REPO), text(vm)]),
         ("sys_reboot", vec![]),
         ("update_agent_password", vec![text("oracle"), text("other")]),
-        ("take_ownership", vec![text("aa"), text("https://m.example/")]),
+        ("take_ownership", vec![text("aa"), text(NO_MANAGER)]),
     ] {
         let dry = structure([("dry_run", Value::Bool(true))]);
         let plan = caller.ask("job_submit", &[text(verb), Value::Array(params), dry]).await;

@@ -54,7 +54,10 @@ async fn prepare(home: &Home, daemon: &Daemon, case: &Case, cycle: u64) -> Targe
             if owned && case.from == From::Unowned {
                 local.ask("release_ownership", &[text(MANAGER)]).await;
             } else if !owned && case.from == From::Owned {
-                local.ask("take_ownership", &[text(MANAGER), text("https://m.example/api")]).await;
+                local.ask("take_ownership", &[text(MANAGER), text(NO_MANAGER)]).await;
+            }
+            if case.from == From::Owned {
+                local.until_settled().await;
             }
         }
         _ => {

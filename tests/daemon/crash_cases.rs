@@ -341,7 +341,7 @@ pub fn host_cases() -> Vec<Case> {
         case(
             "take_ownership",
             From::Unowned,
-            |_| vec![text(MANAGER), text("https://manager.example:7001/api")],
+            |_| vec![text(MANAGER), text(NO_MANAGER)],
             Then::Check(is_owned),
             &[],
         ),

@@ -69,7 +69,7 @@ async fn live_with_secrets(daemon: &Daemon, vm: VmId, said: &mut Said) {
     for verb in ["pause_vm", "unpause_vm", "save_vm", "restore_vm", "reboot_vm", "dump_vm_core"] {
         caller.ask(verb, &on).await;
     }
-    let url = format!("https://{URL_USER}:{URL_PASSWORD}@manager.example:7001/api");
+    let url = format!("https://{URL_USER}:{URL_PASSWORD}@127.0.0.1:1/api");
     caller.ask("take_ownership", &[text("0004fb0000010000aabbccddeeff0011"), text(url)]).await;
     let change = [text("oracle"), text(AGENT), text(OLD)];
     caller.ask("update_agent_password", &change).await;

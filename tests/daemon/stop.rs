@@ -91,8 +91,8 @@ async fn told_to_reload_it_reads_who_may_call_again() {
     let key = rcgen::generate_simple_self_signed(["manager".to_owned()]).unwrap();
     let take = structure([
         ("manager_uuid", text("0004fb0000010000aabbccddeeff0011")),
-        ("manager_event_url", text("https://manager.example:7002/events")),
-        ("manager_statistic_url", text("https://manager.example:7002/statistics")),
+        ("manager_event_url", text("https://127.0.0.1:1/events")),
+        ("manager_statistic_url", text("https://127.0.0.1:1/statistics")),
         ("manager_certificate", text(key.cert.pem())),
     ]);
     daemon.remote().ask("take_ownership", &[take]).await;

@@ -43,7 +43,7 @@ async fn a_damaged_store(damage: impl Fn(&Home)) {
     caller.create(on).await;
     caller.create(off).await;
     caller.on_vm("start_vm", on).await;
-    caller.ask("take_ownership", &[text(MANAGER), text("https://manager.example:7001/api")]).await;
+    caller.ask("take_ownership", &[text(MANAGER), text(NO_MANAGER)]).await;
     caller.ask("update_agent_password", &[text("oracle"), text("another-Passwort")]).await;
     let last_job = daemon.local().last_job().await;
     let last_event = number(field(&daemon.local().ask("event_list", &[structure([])]).await, "last"));

@@ -22,6 +22,8 @@ use tokio::time::{Instant, timeout};
 pub const PATIENCE: Duration = Duration::from_secs(120);
 pub const PASSWORD: &str = "test-Passwort-1";
 pub const REPO: &str = "0004fb0000030000aa11bb22cc33dd44";
+/// Where no manager answers: nothing is sent beyond loopback.
+pub const NO_MANAGER: &str = "https://127.0.0.1:1/api";
 
 /// The folder of a daemon and of its world.
 pub struct Home {
@@ -285,20 +287,35 @@ impl Caller {
         self.jobs_after(0).await.first().map_or(0, |job| number(field(job, "id")))
     }
 
-    /// All work that a daemon does by itself at its first start is done and noted, so that none comes later.
+    /// All that a daemon writes by itself, at its first start and for a new owner, is written, so that none comes
+    /// later.
     pub async fn until_settled(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let report = self.ask("store_check", &[]).await;
             let rows = format!("{report:?}");
             let Value::Array(tables) = field(&report, "tables") else { panic!("{rows}") };
-            let noted = tables.iter().find(|table| string(field(table, "name")) == "recurring");
-            if noted.is_some_and(|table| number(field(table, "rows")) == 3) && self.open_jobs().await == 0 {
+            let has = |name: &str, count| {
+                let table = tables.iter().find(|table| string(field(table, "name")) == name);
+                table.is_some_and(|table| number(field(table, "rows")) == count)
+            };
+            let has_all = has("recurring", 3) && has("event_note", 1);
+            if has_all && self.open_jobs().await == 0 && self.delivers_if_owned().await {
                 return;
             }
             assert!(Instant::now() < deadline, "recurring work does not end: {rows}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// To an owner's URL: they have noted where they begin.
+    async fn delivers_if_owned(&mut self) -> bool {
+        let host = self.ask("host_get", &[]).await;
+        if string(field(field(&host, "ownership"), "state")) != "owned" {
+            return true;
+        }
+        let status = self.ask("manager_status", &[]).await;
+        list(field(&status, "streams")).iter().all(|stream| string(field(stream, "state")) != "unset")
     }
 
     pub async fn until_idle(&mut self) {
