@@ -14,7 +14,7 @@ use crate::wire::{Answer, Caller, Role, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
 /// What may be notified, as JSON.
-const MAX_NOTIFICATION_BYTES: usize = 64 * 1024;
+const MAX_NOTIFICATION_BYTES: usize = 16 * 1024;
 /// In seconds. Nothing is measured more often than every ten.
 const INTERVAL_S: std::ops::RangeInclusive<i64> = 10..=86_400;
 
@@ -24,7 +24,7 @@ const DIALECT: &[Row] = &[
         Kind::Job(set_statistic_interval, nil), "How often statistics are sent to the manager."),
     Row::new("set_statistics_interval", &[need("interval", Type::Int, "seconds, 10 to 86400")], "nil", Role::Operator,
         Kind::Job(set_statistic_interval, nil), "The same as set_statistic_interval, as CloudStack writes it."),
-    Row::new("notify_manager", &[need("notification", Type::Text, "what to say, up to 4096 bytes"), may("data", Type::Any, "more about it, up to 64 KiB as JSON")], "nil", Role::Operator,
+    Row::new("notify_manager", &[need("notification", Type::Text, "what to say, up to 4096 bytes"), may("data", Type::Any, "more about it, up to 16 KiB as JSON")], "nil", Role::Operator,
         Kind::Signal(notify_manager), "Tells the manager something: an event manager.notification."),
     Row::new("update_core_api_bindings", &[need("url", Type::Text, "where the manager is called"), may("option", Type::Any, "not looked at")], "nil", Role::Admin,
         Kind::Job(update_core_api_bindings, nil), "The manager has another address: what goes to its one URL goes there from now on."),

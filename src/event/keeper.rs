@@ -446,6 +446,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_event_that_is_damaged_is_told_as_missing_and_holds_up_no_reader() {
+        let store = Store::memory();
+        let log = log_on(store.clone(), 10_000).await;
+        // More than one page of rows, with a hole of whole pages in the midst.
+        for n in 1..=2000u64 {
+            log.publish(&event(kind::VM_CHANGED, &format!("vm/{n}"))).await.unwrap();
+        }
+        let nonsense: crate::store::Table<u64> = crate::store::Table::new("event", 1);
+        for number in (3..=3).chain(101..=1700).chain(2000..=2000) {
+            let mut txn = Txn::new();
+            txn.put(&nonsense, &EventNumber(number), &7);
+            store.commit(txn).await.unwrap();
+        }
+        let (mut told, mut gaps, mut since) = (Vec::new(), Vec::new(), EventNumber(0));
+        while since < log.last() {
+            let query = Query { since, limit: 1000, ..Query::default() };
+            let page = log.wait(&query, Duration::from_secs(1)).await.unwrap();
+            gaps.extend(page.gap.map(|gap| (gap.from.0, gap.to.0)));
+            told.extend(page.events.iter().map(|(number, _)| number.0));
+            since = page.last;
+        }
+        assert_eq!(gaps, [(3, 3), (101, 1700), (2000, 2000)]);
+        assert_eq!(told, [1, 2].into_iter().chain(4..=100).chain(1701..=1999).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_log_that_grows_beyond_twice_its_bound_prunes_itself() {
         let log = log_on(Store::memory(), 50).await;
         let _kept = kept(&log);

@@ -193,16 +193,29 @@ impl Log {
 
     /// Events that match, oldest first, and the gap if older ones were asked for than are kept.
     ///
-    /// Numbers have no holes, so one that is missing was pruned, also while this reads. Nothing newer than the newest on
-    /// disk is shown: a crash could give its number to another event.
+    /// Numbers have no holes, so one that is missing was pruned, also while this reads, or cannot be read any more, which
+    /// holds up nobody. Nothing newer than the newest on disk is shown: a crash could give its number to another event.
     pub async fn list(&self, query: &Query) -> Result<Page, StoreError> {
+        self.page(query, |number, error| {
+            tracing::warn!(%error, event_id = %number, "an event cannot be read, and is told as missing");
+            Ok(())
+        })
+        .await
+    }
+
+    /// `damaged` says whether a row that cannot be read is as good as one that is missing.
+    async fn page(
+        &self,
+        query: &Query,
+        damaged: impl Fn(EventNumber, StoreError) -> Result<(), StoreError>,
+    ) -> Result<Page, StoreError> {
         const SCAN_PAGE: usize = 512;
         let newest = self.last();
         let limit = query.limit.max(1);
         let mut page = Page { last: query.since, ..Page::default() };
         while page.last < newest {
             let range = Range::after(page.last.bytes()).limit(SCAN_PAGE);
-            let rows = self.inner.store.scan(&EVENTS, range).await?;
+            let rows = self.inner.store.scan_each(&EVENTS, range).await?;
             let rows = rows.into_iter().map(|(key, event)| (number(&key), event));
             let mut rows = rows.take_while(|(number, _)| *number <= newest).peekable();
             if rows.peek().is_none() {
@@ -210,6 +223,16 @@ impl Log {
                 return Ok(page);
             }
             for (number, event) in rows {
+                let event = match event {
+                    Ok(event) => event,
+                    Err(error) => {
+                        damaged(number, error)?;
+                        if !page.miss(number) {
+                            return Ok(page);
+                        }
+                        continue;
+                    }
+                };
                 if number.0 > page.last.0 + 1 && !page.miss(EventNumber(number.0 - 1)) {
                     return Ok(page);
                 }
@@ -347,7 +370,9 @@ impl Log {
     /// The next page for the keeper. No row of it is acknowledged or pruned between its reading and its counting.
     pub(super) async fn absorb(&self, since: EventNumber, limit: usize) -> Result<Absorbed, StoreError> {
         let _rows = self.inner.rows.lock().await;
-        let page = match self.list(&Query { since, limit, ..Query::default() }).await {
+        // What is missing because of damage is still open, and not pruned.
+        let query = Query { since, limit, ..Query::default() };
+        let page = match self.page(&query, |_, error| Err(error)).await {
             Err(error) if is_for_good(&error) => self.page_of_readable(since, limit).await?,
             page => page?,
         };

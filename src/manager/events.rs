@@ -30,6 +30,9 @@ impl EventSource {
         let gap = page.gap.map(|gap| Gap { from: gap.from.0, to: gap.to.0 });
         if let Some(gap) = gap {
             body.gap(Stream::Events, gap, Timestamp::now());
+            if limit.items == 1 {
+                return Batch { body: body.finish(), last: gap.to, items: 0, gap: Some(gap), trace: None };
+            }
         }
         let (mut items, mut last) = (0, gap.map_or(after, |gap| gap.to));
         for (number, event) in &page.events {
@@ -77,7 +80,7 @@ impl Source for EventSource {
         self.newest().saturating_sub(after)
     }
 
-    fn start(&self, from: Option<u64>) -> u64 {
+    fn start(&self, from: Option<u64>, _: Timestamp) -> u64 {
         from.unwrap_or_else(|| self.newest())
     }
 

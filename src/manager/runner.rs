@@ -166,7 +166,10 @@ impl Runner {
                 }
                 Err(error) => {
                     tracing::warn!(stream = self.stream.as_str(), error, "delivery does not begin");
-                    self.tell(|status| error.clone_into(&mut status.last_error));
+                    self.tell(|status| {
+                        status.state = State::Waiting;
+                        error.clone_into(&mut status.last_error);
+                    });
                 }
             }
             tokio::time::sleep(OWN_TROUBLE).await;
@@ -180,13 +183,18 @@ impl Runner {
     /// An event together with what it says of the cursor: both or none.
     async fn publish(&self, event: Event, cursor: &Cursor, mut txn: Txn) -> Result<(), StoreError> {
         cursor.put(&mut txn, self.stream);
-        self.parts.log.publish_with(&event, txn).await?;
-        self.moved_to(cursor);
-        Ok(())
+        // Beforehand: whoever drops this at an order to stop, or for another target, does not stop the transaction.
+        let before = self.moved_to(cursor);
+        let written = self.parts.log.publish_with(&event, txn).await;
+        if written.is_err() {
+            *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = before;
+        }
+        written.map(drop)
     }
 
-    fn moved_to(&self, cursor: &Cursor) {
-        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor.clone());
+    /// Answers where it was before.
+    fn moved_to(&self, cursor: &Cursor) -> Option<Cursor> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner).replace(cursor.clone())
     }
 
     /// The cursor as it moved on in this life, else as it is on disk.
@@ -225,7 +233,7 @@ impl<'a> Delivery<'a> {
         let cursor = match runner.last().await? {
             Some(cursor) if same(&cursor) => cursor,
             other => {
-                let number = runner.source.start(target.from_event);
+                let number = runner.source.start(target.from_event, target.since);
                 let cursor = Cursor::new(&target.manager, target.since, number);
                 runner.tell(|status| status.last_ok = None);
                 let told = other.is_some_and(|other| other.told != Told::Nothing);
@@ -286,7 +294,10 @@ impl<'a> Delivery<'a> {
             };
             if let Err(error) = self.with(carrier, seen).await {
                 tracing::warn!(stream = self.runner.stream.as_str(), %error, "delivery pauses");
-                self.runner.tell(|status| status.last_error = error.to_string());
+                self.runner.tell(|status| {
+                    status.state = State::Waiting;
+                    status.last_error = error.to_string();
+                });
                 return;
             }
         }
@@ -507,4 +518,52 @@ fn chance() -> f64 {
     let bits = uuid::Uuid::new_v4().as_u64_pair().0 >> 32;
     let part = u32::try_from(bits).unwrap_or(0);
     f64::from(part) / (f64::from(u32::MAX) + 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::event::Log;
+    use crate::manager::{EventSource, RealConnect};
+    use crate::store::{Options, Store};
+    use tokio_util::sync::CancellationToken;
+
+    #[tokio::test]
+    async fn a_trouble_that_was_just_being_told_at_the_stop_is_known_to_be_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(Options::new(folder.path())).unwrap().store;
+        let log = Log::open(store.clone(), &config::Events { history: 100 }).await.unwrap();
+        let runner = Runner {
+            stream: Stream::Events,
+            source: Arc::new(EventSource::new(log.clone(), String::new(), String::new())),
+            parts: Arc::new(Parts {
+                store: store.clone(),
+                log: log.clone(),
+                settings: config::Manager::default(),
+                connect: Arc::new(RealConnect),
+                stop: CancellationToken::new(),
+            }),
+            learning: Arc::default(),
+            targets: watch::Sender::new(Wanted::Nobody).subscribe(),
+            status: Arc::default(),
+            kick: Arc::default(),
+            moved: Mutex::default(),
+        };
+        let mut cursor = Cursor::new("a", Timestamp(1), 7);
+        runner.moved_to(&cursor);
+        cursor.told = Told::Unreachable;
+        let event = runner.event(kind::MANAGER_UNREACHABLE, "it is away");
+        let cut_off = runner.publish(event, &cursor, Txn::essential()).now_or_never();
+        assert!(cut_off.is_none(), "a disk is not so quick");
+        runner.save().await;
+        let mut last = log.changed();
+        tokio::time::timeout(Duration::from_secs(60), last.wait_for(|last| *last == 1))
+            .await
+            .unwrap()
+            .unwrap();
+        let kept = Cursor::load(&store, Stream::Events).await.unwrap().unwrap();
+        assert_eq!(kept.told, Told::Unreachable, "else nothing would say that it is over");
+        store.close().await;
+    }
 }

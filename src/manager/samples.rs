@@ -20,6 +20,9 @@ const MOST_SWEEPS: usize = 30;
 const MOST_FIGURES: usize = 100_000;
 /// Sweeps come every ten seconds.
 const MOST_EARLY: Duration = Duration::from_secs(5);
+/// A silence of so long before the first sample of a life is told, even if samples came less often: nobody knows whether
+/// they came more often once.
+const TELL_SILENCE: Duration = Duration::from_secs(60);
 /// The lower bits of a number: objects of the sweep that are sent; all of these: the whole sweep.
 const PART_BITS: u32 = 16;
 const WHOLE: u64 = (1 << PART_BITS) - 1;
@@ -29,7 +32,7 @@ const MOST_MS: u64 = u64::MAX >> (PART_BITS + 1);
 const AT_ONCE: usize = 64;
 
 /// The number of a whole sweep.
-fn whole(at_ms: u64) -> u64 {
+const fn whole(at_ms: u64) -> u64 {
     (at_ms << PART_BITS) | WHOLE
 }
 
@@ -59,12 +62,22 @@ impl Sample {
         let to = self.at_ms.saturating_sub(1);
         let missing = match self.previous_ms {
             Some(previous_ms) => previous_ms > done_ms || torn,
-            // Nobody knows what an earlier life had; a longer silence than usual is told.
-            None => torn || Duration::from_millis(to.saturating_sub(done_ms)) > 2 * self.interval,
+            // Nobody knows what an earlier life had; told is all in which it may have had one, and what a clock that was
+            // set back hides.
+            None => {
+                let silence = Duration::from_millis(to.saturating_sub(done_ms));
+                let usual = self.interval.saturating_sub(early(self.interval)).min(TELL_SILENCE);
+                torn || silence >= usual || self.sweep.at.0 < done_ms
+            }
         };
         let from = if torn { done_ms } else { done_ms + 1 };
-        (missing && after > 0).then_some(Gap { from, to })
+        (missing && from <= to).then_some(Gap { from, to })
     }
+}
+
+/// A sweep comes a little early or late: the nearest one is taken.
+fn early(interval: Duration) -> Duration {
+    (interval / 8).min(MOST_EARLY)
 }
 
 #[derive(Debug, Default)]
@@ -101,9 +114,7 @@ impl Outbox {
     /// Takes a sweep over if it is time for one. The oldest go if there are too many.
     pub fn offer(&self, sweep: &Arc<Sweep>, interval: Duration) {
         let mut waiting = self.lock();
-        // A sweep comes a little early or late: the nearest one is taken.
-        let early = (interval / 8).min(MOST_EARLY);
-        let due = |last: Instant| sweep.instant.saturating_duration_since(last) + early >= interval;
+        let due = |last: Instant| sweep.instant.saturating_duration_since(last) + early(interval) >= interval;
         if waiting.last.is_some_and(|(_, instant)| !due(instant)) {
             return;
         }
@@ -124,7 +135,8 @@ impl Outbox {
 
     fn forget(&self, taken: u64) {
         let mut waiting = self.lock();
-        waiting.least_ms = waiting.least_ms.max(split(taken).0.saturating_add(1));
+        // Room for a gap between the two, should the clock have been set back.
+        waiting.least_ms = waiting.least_ms.max(split(taken).0.saturating_add(2)).min(MOST_MS);
         while waiting.samples.front().is_some_and(|sample| whole(sample.at_ms) <= taken) {
             waiting.drop_oldest();
         }
@@ -162,6 +174,15 @@ impl SampleSource {
         let gap = if goes_on { None } else { sample.gap(after) };
         if let Some(gap) = gap {
             body.gap(Stream::Statistics, gap, Timestamp::now());
+            if limit.items == 1 {
+                return Batch {
+                    body: body.finish(),
+                    last: whole(gap.to),
+                    items: 0,
+                    gap: Some(gap),
+                    trace: None,
+                };
+            }
         }
         let begin = if goes_on { usize::try_from(part).unwrap_or(usize::MAX) } else { 0 };
         let objects = &sample.sweep.objects;
@@ -214,9 +235,9 @@ impl Source for SampleSource {
         u64::try_from(count).unwrap_or(u64::MAX)
     }
 
-    /// From now on: what was measured before belonged to nobody.
-    fn start(&self, _: Option<u64>) -> u64 {
-        self.newest()
+    /// What was measured before belonged to nobody, or to another.
+    fn start(&self, _: Option<u64>, since: Timestamp) -> u64 {
+        whole(since.0.min(MOST_MS))
     }
 
     fn taken(&self, number: u64) {
@@ -255,6 +276,8 @@ mod tests {
         (Arc::clone(&outbox), SampleSource::new(outbox, "log".to_owned(), "us".to_owned()))
     }
 
+    /// Just before the first of all.
+    const NOTHING: u64 = whole(0);
     const MANY: Limit = Limit { items: 1000, bytes: 1 << 20 };
 
     fn ids(batch: &Batch) -> Vec<String> {
@@ -266,17 +289,17 @@ mod tests {
     async fn one_sweep_an_interval_is_taken_over_the_one_that_is_nearest() {
         let (outbox, source) = source();
         let start = Instant::now();
-        for at_ms in [0, 10_000, 19_500, 29_500, 39_600] {
+        for at_ms in [5, 10_000, 19_500, 29_500, 39_600] {
             outbox.offer(&sweep(at_ms, 1, start), EVERY);
         }
-        let mut cursor = 0;
+        let mut cursor = NOTHING;
         let mut taken = Vec::new();
         for _ in 0..3 {
             let batch = source.next(cursor, MANY).await.unwrap();
             taken.extend(ids(&batch));
             cursor = batch.last;
         }
-        assert_eq!(taken, ["0-domain/0", "19500-domain/0", "39600-domain/0"]);
+        assert_eq!(taken, ["5-domain/0", "19500-domain/0", "39600-domain/0"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -284,7 +307,7 @@ mod tests {
         let (outbox, source) = source();
         outbox.offer(&sweep(5, 7, Instant::now()), EVERY);
         let limit = Limit { items: 3, ..MANY };
-        let (mut cursor, mut seen) = (0, Vec::new());
+        let (mut cursor, mut seen) = (NOTHING, Vec::new());
         for expected in [3, 3, 1] {
             let batch = source.next(cursor, limit).await.unwrap();
             assert_eq!((batch.items, batch.gap), (expected, None));
@@ -300,7 +323,8 @@ mod tests {
         let (outbox, source) = source();
         let start = Instant::now();
         outbox.offer(&sweep(1_000_000, 2, start), EVERY);
-        let first = source.next(0, MANY).await.unwrap();
+        let first = source.next(source.start(None, Timestamp(999_000)), MANY).await.unwrap();
+        assert_eq!((first.items, first.gap), (2, None));
         for n in 1..100_u64 {
             outbox.offer(&sweep(1_000_000 + n * 20_000, 2, start), EVERY);
         }
@@ -313,7 +337,10 @@ mod tests {
         outbox.offer(&sweep(9_000_000, 1, start), EVERY);
         let batch = source.next(whole(4_000_000), MANY).await.unwrap();
         assert_eq!(batch.gap, Some(Gap { from: 4_000_001, to: 8_999_999 }));
-        assert_eq!(source.next(whole(8_970_000), MANY).await.unwrap().gap, None, "no longer than usual");
+        // 17.5 s after the last one another may have come, and not before.
+        assert_eq!(source.next(whole(8_982_500), MANY).await.unwrap().gap, None);
+        let silent = source.next(whole(8_982_499), MANY).await.unwrap();
+        assert_eq!(silent.gap, Some(Gap { from: 8_982_500, to: 8_999_999 }));
         let torn = source.next((8_990_000 << PART_BITS) | 3, MANY).await.unwrap();
         assert_eq!(torn.gap, Some(Gap { from: 8_990_000, to: 8_999_999 }));
     }
@@ -327,8 +354,45 @@ mod tests {
         outbox.offer(&sweep, EVERY);
         let batch = source.next(cursor, MANY).await.unwrap();
         let items: Vec<Value> = serde_json::from_slice(&batch.body).unwrap();
-        assert_eq!((items[0]["sequence"].as_str(), batch.last > cursor), (Some("9000001"), true));
-        assert_eq!(items[0]["time"], Timestamp(1_000_000).to_string());
+        assert_eq!(batch.gap, Some(Gap { from: 9_000_001, to: 9_000_001 }), "what was before is not known");
+        assert_eq!((items[1]["sequence"].as_str(), batch.last > cursor), (Some("9000002"), true));
+        assert_eq!(items[1]["time"], Timestamp(1_000_000).to_string());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_owner_has_never_taken_anything_of_is_told_when_it_is_lost() {
+        let begins = Timestamp(1_000_000);
+        let start = Instant::now();
+        // Pushed out in the same life.
+        let (outbox, source) = source();
+        let cursor = source.start(None, begins);
+        source.taken(cursor);
+        for n in 0..31_u64 {
+            outbox.offer(&sweep(1_003_000 + n * 20_000, 1, start), EVERY);
+        }
+        let batch = source.next(cursor, MANY).await.unwrap();
+        assert_eq!(batch.gap, Some(Gap { from: 1_000_001, to: 1_022_999 }));
+        // Lost with the life.
+        let (outbox, source) = self::source();
+        source.taken(cursor);
+        outbox.offer(&sweep(4_600_000, 1, start), EVERY);
+        let batch = source.next(cursor, MANY).await.unwrap();
+        assert_eq!(batch.gap, Some(Gap { from: 1_000_001, to: 4_599_999 }));
+        // Of the time of another owner, nothing is told.
+        let later = source.start(None, Timestamp(4_700_000));
+        outbox.offer(&sweep(4_720_000, 1, start), EVERY);
+        assert_eq!(source.next(later, MANY).await.unwrap().gap, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_one_item_is_the_most_a_gap_goes_alone() {
+        let (outbox, source) = source();
+        outbox.offer(&sweep(9_000_000, 2, Instant::now()), EVERY);
+        let one = Limit { items: 1, ..MANY };
+        let gap = source.next(whole(4_000_000), one).await.unwrap();
+        assert_eq!((gap.items, gap.gap), (0, Some(Gap { from: 4_000_001, to: 8_999_999 })));
+        let first = source.next(gap.last, one).await.unwrap();
+        assert_eq!((ids(&first), first.gap), (vec!["9000000-domain/0".to_owned()], None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -339,7 +403,7 @@ mod tests {
         let mut back = Sweep::clone(&sweep(1_020_000, 1, start));
         back.at = Timestamp(500);
         outbox.offer(&Arc::new(back), EVERY);
-        let first = source.next(0, MANY).await.unwrap();
+        let first = source.next(whole(999_000), MANY).await.unwrap();
         let second = source.next(first.last, MANY).await.unwrap();
         assert_eq!((ids(&second)[0].as_str(), second.gap), ("1000001-domain/0", None));
     }

@@ -1,5 +1,6 @@
 //! What a stream delivers, seen by its runner: batches after a number.
 
+use crate::model::Timestamp;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
@@ -28,7 +29,8 @@ pub struct Gap {
     pub to: u64,
 }
 
-/// How much one batch may hold. At least one item goes into each, however large it is.
+/// How much one batch may hold. At least one item goes into each, however large it is; a gap goes beside them, but alone
+/// where there may be but one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
     pub items: usize,
@@ -64,8 +66,8 @@ pub trait Source: Send + Sync + 'static {
     fn behind(&self, after: u64) -> u64;
 
     /// Where a manager begins that has taken nothing yet. `from`: the number of the newest event when it became our
-    /// owner, if that is known.
-    fn start(&self, from: Option<u64>) -> u64;
+    /// owner, if that is known; `since`: when that was.
+    fn start(&self, from: Option<u64>, since: Timestamp) -> u64;
 
     /// The manager has taken all up to this number, in this life or in an earlier one.
     fn taken(&self, number: u64);

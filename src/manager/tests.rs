@@ -195,6 +195,12 @@ impl Agent {
         agent
     }
 
+    async fn owned_since(since: Timestamp, manager: &Manager) -> Self {
+        let agent = Self::start(Store::memory(), manager, 10_000).await;
+        agent.deliveries.set_target(Some(target("a", since)));
+        agent
+    }
+
     async fn happens(&self, count: u64) {
         for n in 0..count {
             self.log.publish(&event(n)).await.unwrap();
@@ -323,11 +329,11 @@ async fn a_trouble_that_was_told_is_over_when_the_manager_is_left_or_another_one
 #[tokio::test(start_paused = true)]
 async fn a_sample_is_kept_until_it_was_taken_whatever_becomes_of_its_post() {
     let manager = Manager::new();
-    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
+    let agent = Agent::owned_since(Timestamp::now(), &manager).await;
     for mood in [Mood::Hangs, Mood::TakesUpTo(0), Mood::Status(500)] {
         manager.statistics.send_replace(mood);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        agent.outbox.offer(&sweep(), Duration::ZERO);
+        agent.outbox.offer(&sweep(), Duration::from_secs(20));
         tokio::time::sleep(Duration::from_secs(200)).await;
         assert!(agent.status(Stream::Statistics).failures > 0);
         manager.statistics.send_replace(Mood::Takes);
@@ -342,7 +348,7 @@ async fn a_sample_is_kept_until_it_was_taken_whatever_becomes_of_its_post() {
 async fn one_stream_that_hangs_does_not_hold_the_other_nor_whoever_publishes() {
     let manager = Manager::new();
     manager.statistics.send_replace(Mood::Hangs);
-    let agent = Agent::owned(Store::memory(), &manager, 10_000).await;
+    let agent = Agent::owned_since(Timestamp::now(), &manager).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     agent.outbox.offer(&sweep(), Duration::from_secs(20));
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -513,4 +519,18 @@ async fn a_manager_away_for_seven_days_gets_one_gap_record_and_then_all_that_is_
     // One batch on its way, and the one that was read meanwhile.
     assert!((4..=2004).contains(&from), "{from}");
     assert!(numbers.len() as u64 >= HISTORY);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_that_takes_one_item_at_a_time_takes_a_gap_too() {
+    let manager = Manager::new();
+    manager.events.send_replace(Mood::Absent);
+    let agent = Agent::owned(Store::memory(), &manager, 20).await;
+    agent.happens(100).await;
+    agent.log.prune().await.unwrap();
+    manager.events.send_replace(Mood::TakesUpTo(1));
+    agent.all_taken().await;
+    let first = *manager.numbers().first().unwrap();
+    assert_eq!(manager.gaps(), [(1, first - 1)]);
+    assert!(manager.numbers().is_sorted() && manager.numbers().len() >= 20, "{:?}", manager.numbers());
 }

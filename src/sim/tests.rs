@@ -313,10 +313,10 @@ async fn the_worlds_socket_is_its_owners_alone_and_goes_with_the_world() {
 
 #[tokio::test]
 async fn a_world_without_clients_ends_and_one_with_a_client_does_not() {
-    let served = Served::start(Duration::from_millis(50)).await;
+    let served = Served::start(Duration::from_secs(1)).await;
     let handle = Handle::remote(&served.socket());
     handle.call(Request::Info, T).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     handle.call(Request::Info, T).await.unwrap();
     drop(handle);
     served.task.await.unwrap().unwrap();

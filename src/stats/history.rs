@@ -64,11 +64,13 @@ pub(super) struct Known {
     series: Vec<SeriesKey>,
     recent: Option<Recent>,
     tiers: [Rows; 3],
+    /// Now; `None`: nothing has been seen in this life.
+    minute: Option<u32>,
 }
 
 impl Known {
-    fn of_file(ring: &Ring) -> io::Result<Self> {
-        Self::new(None, Some(ring))
+    fn of_file(ring: &Ring, minute: u32) -> io::Result<Self> {
+        Ok(Self { minute: Some(minute), ..Self::new(None, Some(ring))? })
     }
 
     fn new(recent: Option<Recent>, ring: Option<&Ring>) -> io::Result<Self> {
@@ -84,7 +86,8 @@ impl Known {
             (None, Some(ring)) => ring.series().to_vec(),
             (None, None) => Vec::new(),
         };
-        Ok(Self { series, recent, tiers })
+        let minute = recent.as_ref().map(|recent| recent.newest() / PARTS_OF_MINUTE);
+        Ok(Self { series, recent, tiers, minute })
     }
 
     pub(super) fn series(&self) -> &[SeriesKey] {
@@ -123,11 +126,13 @@ impl Known {
         self.rows(tier).get(slot)?.get(column).copied().filter(|value| value.is_finite())
     }
 
-    /// Whether the rows of the finer tier still have all of a coarser one's time.
+    /// Whether the rows of the finer tier still have all of a coarser one's time. Rows of a later time than now, of a
+    /// clock that was ahead once, say nothing of that.
     fn is_whole(&self, finer: Tier, from: u32) -> bool {
-        let newest = match (finer, &self.recent) {
-            (Tier::Minute, Some(recent)) => Some(recent.newest() / PARTS_OF_MINUTE),
-            _ => self.rows(finer).slots().last().copied(),
+        let newest = match (self.minute, finer) {
+            (Some(minute), Tier::Minute) => Some(minute),
+            (Some(minute), _) => Some(minute / 60),
+            (None, _) => self.rows(finer).slots().last().copied(),
         };
         newest.is_some_and(|newest| u64::from(newest) < u64::from(from) + u64::from(finer.rows()))
     }
@@ -392,23 +397,23 @@ fn write_rows(path: &Path, one: &Minute, minute: u32, ended: bool) -> io::Result
     };
     if ended {
         // Before a new minute takes an old one's place.
-        roll_up(&ring, (Tier::Minute, 60, Tier::Hour))?;
-        roll_up(&ring, (Tier::Hour, 24, Tier::Day))?;
+        roll_up(&ring, minute, (Tier::Minute, 60, Tier::Hour))?;
+        roll_up(&ring, minute, (Tier::Hour, 24, Tier::Day))?;
     }
     if let Some(row) = &one.row {
         ring.write(Tier::Minute, minute, row)?;
     }
     if one.last {
-        roll_up(&ring, (Tier::Minute, 60, Tier::Hour))?;
-        roll_up(&ring, (Tier::Hour, 24, Tier::Day))?;
+        roll_up(&ring, minute, (Tier::Minute, 60, Tier::Hour))?;
+        roll_up(&ring, minute, (Tier::Hour, 24, Tier::Day))?;
     }
     Ok(())
 }
 
 /// Writes the coarser rows of all that the finer ones have: anew where these have the whole time, else only those
 /// that are missing.
-fn roll_up(ring: &Ring, (finer, parts, coarser): (Tier, u32, Tier)) -> io::Result<()> {
-    let known = Known::of_file(ring)?;
+fn roll_up(ring: &Ring, minute: u32, (finer, parts, coarser): (Tier, u32, Tier)) -> io::Result<()> {
+    let known = Known::of_file(ring, minute)?;
     let slots: BTreeSet<u32> = known.rows(finer).slots().iter().map(|slot| slot / parts).collect();
     for slot in slots {
         let whole = known.is_whole(finer, slot.saturating_mul(parts));

@@ -230,6 +230,29 @@ fn a_clock_that_jumps_breaks_nothing() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_for_minutes_spoils_no_mean_of_the_days_after_it() {
+    let mut world = World::new();
+    world.until(2 * 3600);
+    // The last of them into the place of the hour that has just ended, which is free again only a week later.
+    for ahead_s in [86_400, 10 * 86_400 + 5 * 3600, 100 * 86_400, 14 * 86_400 - 3600] {
+        let now_s = world.now_s;
+        world.now_s += ahead_s;
+        world.until(world.now_s - BEGIN_S + 180);
+        world.now_s = now_s;
+        world.until(now_s - BEGIN_S + 60);
+    }
+    world.until(4 * 86_400);
+    let hours = |world: &World| world.ask("memory", 0, 4 * 86_400 - 1, 3600).1;
+    assert_eq!(hours(&world)[24..], (24..96).map(|hour| Some(hour as f32)).collect::<Vec<_>>());
+    // Further back than hours reach.
+    world.until(20 * 86_400);
+    let (resolution, days) = world.ask("memory", 0, 4 * 86_400 - 1, 86_400);
+    assert_eq!(resolution, 86_400);
+    assert_eq!(days[1..], [Some(35.5), Some(59.5), Some(83.5)]);
+    assert!(days[0].is_some_and(|mean| (11.0..=12.0).contains(&mean)), "{days:?}");
+}
+
+#[test]
 fn a_domain_that_began_anew_counts_from_there_and_never_backwards() {
     let mut world = World::new();
     world.until(3600 + 120);

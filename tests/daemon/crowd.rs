@@ -13,7 +13,9 @@ const CLIENTS: u64 = 200;
 const CALLS: u64 = 20;
 const VMS: usize = 20;
 /// All of it, or there is a deadlock.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(300);
+/// A wait is no longer than others by so much if the machine has stood still.
+const STOOD_STILL: Duration = Duration::from_secs(20);
 
 /// splitmix64: a run is named by its seed.
 struct Random(u64);
@@ -113,7 +115,10 @@ async fn two_hundred_clients_on_twenty_vms_all_come_through_and_leave_nothing_be
         CLIENTS * CALLS,
         began.elapsed()
     );
-    assert!(most <= median * 10, "nobody waits far longer than others: median {median:?}, longest {most:?}");
+    assert!(
+        most <= median * 10 + STOOD_STILL,
+        "nobody waits far longer than others: median {median:?}, longest {most:?}"
+    );
 
     local.until_idle().await;
     assert_eq!(local.locks().await, 0);

@@ -26,8 +26,9 @@ const KEPT_EVENTS: u64 = 5000;
 /// The code of a debug build alone is larger than a whole daemon may be: there, only what it took is counted.
 const MEMORY: &str = if cfg!(debug_assertions) { "RssAnon" } else { "VmRSS" };
 
-/// And it is many times slower.
-const READY_WITHIN: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 3 });
+/// And it is many times slower, on a machine that does other things, too.
+const READY_WITHIN: Duration = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 3 });
+const ANSWERED_WITHIN: Duration = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 5 });
 
 /// A job that ended well, of the usual size.
 fn ended(id: u64, vm: VmId) -> JobRecord {
@@ -138,7 +139,7 @@ async fn with_a_history_of(jobs: u64, events: u64, pruned_within: Duration) {
         began.elapsed()
     );
     assert!(most_memory <= 60 * 1024, "{most_memory} KiB");
-    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    assert!(slowest < ANSWERED_WITHIN, "{slowest:?}");
     // What is kept is the newest, whole, and the numbers go on.
     let Value::Array(listed) =
         caller.ask("job_list", &[structure([("limit", int(1000)), ("verb", text("start_vm"))])]).await

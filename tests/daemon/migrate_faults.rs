@@ -94,7 +94,7 @@ async fn each_phase(victim: Victim) {
     let mut pair = Pair::new().await;
     for phase in [Phase::Streaming, Phase::Building, Phase::HandedOver] {
         let vm = pair.started().await;
-        begin(&pair, vm, phase, 1500).await;
+        begin(&pair, vm, phase, 5000).await;
         strike(&mut pair, victim).await;
         let on = pair.decided(vm, &format!("{victim:?} in {phase:?}")).await;
         println!("{victim:?} in {phase:?}: on {on}");
@@ -199,7 +199,7 @@ async fn reboot_target(pair: &mut Pair) {
 async fn memory_that_died_with_the_target_after_the_commit_is_told_and_the_vm_is_off_there() {
     let mut pair = Pair::new().await;
     let vm = pair.started().await;
-    begin(&pair, vm, Phase::HandedOver, 3000).await;
+    begin(&pair, vm, Phase::HandedOver, 20_000).await;
     reboot_target(&mut pair).await;
     let off = async || pair.b.local().state_of(vm).await.as_deref() == Some("off");
     until("it is the target's, and off", DECIDED_WITHIN, off).await;

@@ -31,6 +31,8 @@ async fn told_to_stop_it_answers_who_waits_and_the_job_goes_on_after_the_restart
     for (verb, params) in [("job_wait", vec![int(job), int(60)]), ("event_wait", vec![int(newest), int(60)])]
     {
         let mut caller = daemon.remote();
+        // Connected and known: a wait that is only about to be asked for may be refused without a word.
+        caller.ask("get_api_version", &[]).await;
         waiting.push(tokio::spawn(async move { caller.call(verb, &params).await }));
     }
     let connections = async |caller: &mut Caller| {
@@ -54,7 +56,7 @@ async fn told_to_stop_it_answers_who_waits_and_the_job_goes_on_after_the_restart
     let record = local.ask("job_get", &[int(job)]).await;
     assert!(["queued", "running"].contains(&string(field(&record, "state")).as_str()), "{record:?}");
     home.world().end_guest(vm, Reason::Poweroff).await.unwrap();
-    let record = local.ask("job_wait", &[int(job), int(25)]).await;
+    let record = local.ask("job_wait", &[int(job), int(120)]).await;
     assert_eq!(string(field(&record, "state")), "succeeded", "{record:?}");
     assert_eq!(local.state_of(vm).await.as_deref(), Some("off"));
     assert_eq!(local.locks().await, 0);
@@ -67,7 +69,7 @@ async fn told_to_stop_it_refuses_no_call_half_done_and_leaves_no_socket_behind_t
     // A step that ends within the drain time ends, and its caller gets its answer or the job's number.
     let mut caller = daemon.remote();
     let mut local = daemon.local();
-    let call = tokio::spawn(async move { caller.call("sleep", &[int(1)]).await });
+    let call = tokio::spawn(async move { caller.call("sleep", &[int(4)]).await });
     until("the job runs", PATIENCE, async || local.open_jobs().await > 0).await;
     let job = local.last_job().await;
     let socket = daemon.socket.clone();
@@ -79,7 +81,7 @@ async fn told_to_stop_it_refuses_no_call_half_done_and_leaves_no_socket_behind_t
     }
     assert!(std::os::unix::net::UnixStream::connect(socket).is_err());
     let daemon = home.start().await;
-    let record = daemon.local().ask("job_wait", &[int(job), int(20)]).await;
+    let record = daemon.local().ask("job_wait", &[int(job), int(120)]).await;
     assert_eq!(string(field(&record, "state")), "succeeded");
 }
 

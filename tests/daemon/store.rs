@@ -244,7 +244,7 @@ async fn on_a_full_disk_what_was_accepted_before_lets_go_of_its_locks_so_that_a_
     caller.until_settled().await;
     caller.create(vm).await;
     caller.on_vm("start_vm", vm).await;
-    home.world().add_rule(Rule::next(Kind::Pause, Fate::DelayMs(2000)).of_vm(vm)).await.unwrap();
+    home.world().add_rule(Rule::next(Kind::Pause, Fate::DelayMs(10_000)).of_vm(vm)).await.unwrap();
     let named = [text(REPO), text(vm)];
     let pause = caller.submit("pause_vm", &named, structure([])).await;
     let unpause = caller.submit("unpause_vm", &named, structure([])).await;
@@ -252,7 +252,7 @@ async fn on_a_full_disk_what_was_accepted_before_lets_go_of_its_locks_so_that_a_
     disk.fill();
     let mut ends = Vec::new();
     for job in [pause, unpause, stop] {
-        let ended = caller.ask("job_wait", &[int(job), Value::Int(30)]).await;
+        let ended = caller.ask("job_wait", &[int(job), Value::Int(120)]).await;
         ends.push(format!("{} {:?}", string(field(&ended, "state")), field(&ended, "fault")));
     }
     assert!(ends[0].starts_with("succeeded"), "it had begun: {ends:?}");

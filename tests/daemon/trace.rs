@@ -172,7 +172,10 @@ async fn lines_of_json_tell_whose_job_they_are_of_and_events_by_their_number() {
     caller.on_vm("start_vm", vm).await;
     let started = caller.last_job().await.to_string();
     let records = || -> Vec<serde_json::Value> {
-        home.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        // The last line may be on its way.
+        let log = home.log();
+        let whole = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let told = async || records().iter().any(|record| said(record, "kind") == Some("vm.started"));
     until("the event is in the log", PATIENCE, told).await;

@@ -102,6 +102,7 @@ async fn a_brute_force_is_stopped_and_the_manager_at_the_same_address_is_not() {
     let host = start_with(settings(), 3);
     let mut manager = host.client(Some(PASSWORD), None);
     manager.call("echo", &[], PATIENCE).await.unwrap();
+    let begun = Instant::now();
     for attempt in 0..50 {
         assert_eq!(status(&answer(&host, &basic("oracle", &format!("guess {attempt}"))).await), "403");
     }
@@ -111,7 +112,9 @@ async fn a_brute_force_is_stopped_and_the_manager_at_the_same_address_is_not() {
     // The right password, if never seen before, waits like all others: else the guesses would be worth making.
     let anew = hash_password(&Secret::new(PASSWORD)).unwrap();
     host.gate.set_policy(Policy { password_hash: Some(anew), ..policy() });
-    assert_eq!(status(&answer(&host, &good()).await), "403");
+    let status_now = status(&answer(&host, &good()).await).to_owned();
+    // As long as it is not that one attempt already.
+    assert!(status_now == "403" || begun.elapsed() > std::time::Duration::from_secs(4), "{status_now}");
     // But not for long: every few seconds one attempt is let through.
     let end = Instant::now() + PATIENCE;
     while status(&answer(&host, &good()).await) != "200" {
@@ -125,12 +128,17 @@ async fn known_credentials_cost_no_computation() {
     let host = start();
     let mut client = host.client(Some(PASSWORD), None);
     client.call("echo", &[], PATIENCE).await.unwrap();
-    let start = Instant::now();
+    let begun = Instant::now();
+    hash_password(&Secret::new(PASSWORD)).unwrap();
+    let computed = begun.elapsed();
+    let mut calls = Vec::new();
     for _ in 0..100 {
+        let begun = Instant::now();
         client.call("echo", &[], PATIENCE).await.unwrap();
+        calls.push(begun.elapsed());
     }
-    // Computed each time it would be 100 times 30 ms at the least.
-    assert!(start.elapsed().as_millis() < 2000, "{:?}", start.elapsed());
+    calls.sort_unstable();
+    assert!(calls[50] < computed, "half of the calls take {:?}, to compute one {computed:?}", calls[50]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -68,10 +68,37 @@ impl Patience {
     }
 }
 
+/// Looks between which something must have moved. It is looks that are counted, and not the clock: a dom0 that was not
+/// run for a minute finds that nothing has moved, and neither could it.
+struct Stillness {
+    last: Option<u64>,
+    looks: u32,
+    most: u32,
+}
+
+impl Stillness {
+    /// And how long it is between two looks.
+    fn of(limit: Duration) -> (Self, Duration) {
+        let pause = (limit / 10).clamp(Duration::from_millis(10), Duration::from_secs(5));
+        let most = u32::try_from(limit.as_millis().div_ceil(pause.as_millis())).unwrap_or(u32::MAX);
+        (Self { last: None, looks: 0, most }, pause)
+    }
+
+    /// `None`: it could not be seen. Whether it has stood still for too long.
+    fn look(&mut self, moved: Option<u64>) -> bool {
+        if moved.is_some() && moved != self.last {
+            (self.last, self.looks) = (moved, 0);
+        } else {
+            self.looks += 1;
+        }
+        self.looks >= self.most
+    }
+}
+
 /// Ends when what has moved has not changed for so long. Each look has a thread of its own: one that hangs (on a file of
 /// a dead server) is the last, and takes nobody's place.
 pub(super) async fn stalled(limit: Duration, moved: Moved) {
-    let (mut last, mut since) = (None, tokio::time::Instant::now());
+    let (mut stillness, pause) = Stillness::of(limit);
     loop {
         let (tell, told) = tokio::sync::oneshot::channel();
         let moved = Arc::clone(&moved);
@@ -80,12 +107,10 @@ pub(super) async fn stalled(limit: Duration, moved: Moved) {
             Ok(now) => now.ok(),
             Err(_) => return,
         };
-        if now.is_some() && now != last {
-            (last, since) = (now, tokio::time::Instant::now());
-        } else if since.elapsed() >= limit {
+        if stillness.look(now) {
             return;
         }
-        tokio::time::sleep((limit / 10).clamp(Duration::from_millis(10), Duration::from_secs(5))).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -434,6 +459,19 @@ fn children(parent: Pid) -> Vec<Pid> {
 mod tests {
     use super::super::tests::fake::Fake;
     use super::*;
+
+    #[test]
+    fn what_stands_still_is_told_after_so_many_looks_whatever_the_clock_says() {
+        let (mut stillness, pause) = Stillness::of(Duration::from_secs(600));
+        assert_eq!((pause, stillness.most), (Duration::from_secs(5), 120));
+        for moved in [Some(1), Some(2), None, Some(2), Some(3)] {
+            assert!(!stillness.look(moved), "{moved:?}");
+        }
+        let looks = (1..).find(|_| stillness.look(Some(3)));
+        assert_eq!(looks, Some(120));
+        let (mut blind, pause) = Stillness::of(Duration::from_millis(25));
+        assert_eq!((pause, (1..).find(|_| blind.look(None))), (Duration::from_millis(10), Some(3)));
+    }
 
     #[tokio::test]
     async fn an_xl_whose_daemon_died_goes_on_though_nobody_reads_what_it_says() {

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use std::time::{Duration, Instant};
 
 const LIST: (&str, &str) = ("list", "cat listing");
-const SHORT: Duration = Duration::from_millis(700);
+const SHORT: Duration = Duration::from_secs(3);
 const LONG: Duration = Duration::from_secs(60);
 const SIX: DomId = DomId(6);
 
@@ -235,7 +235,7 @@ async fn a_create_that_hangs_is_killed_and_nothing_is_left_of_it() {
 async fn a_destroy_that_waits_for_a_hotplug_script_is_given_the_time_to_take_the_domain() {
     let create =
         format!("printf '%s' '{}' >> listing; echo the script hangs >&2; exit 3", line("--p---", "-"));
-    let destroy = "sleep 2; head -n 2 listing > less; mv less listing";
+    let destroy = "sleep 5; head -n 2 listing > less; mv less listing";
     let fake = Fake::new(&[LIST, ("create", &create), ("destroy", destroy)]);
     let xl = fake.open(SHORT).await;
     let error = xl.create(&config(), false).await;
