@@ -10,11 +10,14 @@ use crate::event::{Event, kind};
 use crate::host::{HostRecord, ManagerUrl, Ownership, OwnershipError};
 use crate::manager::{Probe, Status, Stream};
 use crate::operation::plan::Plan;
+use crate::store::Txn;
 use crate::wire::{Answer, Caller, Role, Value};
 use futures_util::future::{BoxFuture, FutureExt};
 
 /// What may be notified, as JSON.
 const MAX_NOTIFICATION_BYTES: usize = 16 * 1024;
+/// Each costs more memory than its text.
+const MAX_NOTIFICATION_VALUES: usize = 1000;
 /// In seconds. Nothing is measured more often than every ten.
 const INTERVAL_S: std::ops::RangeInclusive<i64> = 10..=86_400;
 
@@ -24,7 +27,7 @@ const DIALECT: &[Row] = &[
         Kind::Job(set_statistic_interval, nil), "How often statistics are sent to the manager."),
     Row::new("set_statistics_interval", &[need("interval", Type::Int, "seconds, 10 to 86400")], "nil", Role::Operator,
         Kind::Job(set_statistic_interval, nil), "The same as set_statistic_interval, as CloudStack writes it."),
-    Row::new("notify_manager", &[need("notification", Type::Text, "what to say, up to 4096 bytes"), may("data", Type::Any, "more about it, up to 16 KiB as JSON")], "nil", Role::Operator,
+    Row::new("notify_manager", &[need("notification", Type::Text, "what to say, up to 4096 bytes"), may("data", Type::Any, "more about it, up to 16 KiB as JSON and 1000 values")], "nil", Role::Operator,
         Kind::Signal(notify_manager), "Tells the manager something: an event manager.notification."),
     Row::new("update_core_api_bindings", &[need("url", Type::Text, "where the manager is called"), may("option", Type::Any, "not looked at")], "nil", Role::Admin,
         Kind::Job(update_core_api_bindings, nil), "The manager has another address: what goes to its one URL goes there from now on."),
@@ -96,13 +99,28 @@ fn notify_manager<'a>(
             let why = format!("is {size} bytes long as JSON; allowed: up to {MAX_NOTIFICATION_BYTES}");
             return Err(arguments.wrong("data", why));
         }
+        let count = values(&data);
+        if count > MAX_NOTIFICATION_VALUES {
+            let why = format!("has {count} values; allowed: up to {MAX_NOTIFICATION_VALUES}");
+            return Err(arguments.wrong("data", why));
+        }
         let event = Event::new(kind::MANAGER_NOTIFICATION, "host", said)
             .with("by", caller.to_string())
             .with("data", data);
-        api.operations.events.publish(&event).await?;
+        // What is said must not take the room that is kept for what happens.
+        api.operations.events.publish_with(&event, Txn::new()).await?;
         Ok(Value::Nil.into())
     }
     .boxed()
+}
+
+/// How many there are, all in all.
+fn values(data: &serde_json::Value) -> usize {
+    match data {
+        serde_json::Value::Array(list) => 1 + list.iter().map(values).sum::<usize>(),
+        serde_json::Value::Object(map) => 1 + map.values().map(values).sum::<usize>(),
+        _ => 1,
+    }
 }
 
 fn manager_status<'a>(api: &'a Api, _: &'a Arguments, _: &'a Caller) -> BoxFuture<'a, Result<Answer>> {

@@ -76,6 +76,8 @@ class TheManager(DaemonCase):
         self.take()
         self.assertIsNone(self.proxy.set_statistic_interval(10))
         self.assertIsNone(self.proxy.notify_manager("hello", {"a": [1, None, "x"]}))
+        self.assertFault("up to 1000", self.proxy.notify_manager, "many", [0] * 1000)
+        self.assertFault("up to 16384", self.proxy.notify_manager, "long", "x" * 16384)
         (word,) = wait_for("the word", lambda: self.receiver.of("/events", "dom0d.manager.notification"))
         self.assertEqual((word["data"]["text"], word["data"]["data"]["data"]), ("hello", {"a": [1, None, "x"]}))
         self.assertEqual(word["subject"], "host")

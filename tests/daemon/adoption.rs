@@ -141,5 +141,5 @@ async fn beside_xendomains_the_daemon_does_not_start_and_says_what_to_do() {
     home.settings("");
     home.world().set_xendomains(false).await.unwrap();
     let daemon = home.start().await;
-    tokio::time::timeout(Duration::from_secs(30), adopted(&mut daemon.local())).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), adopted(&mut daemon.local())).await.unwrap();
 }

@@ -224,7 +224,7 @@ async fn on_a_full_disk_new_vms_are_refused_nothing_is_lost_and_a_vm_can_still_b
     caller.on_vm("delete_vm", off).await;
 
     std::fs::remove_file(filler).unwrap();
-    until("there is room again", Duration::from_secs(10), async || {
+    until("there is room again", Duration::from_secs(60), async || {
         caller.call("create_vm", &[text(REPO), text(new), vm_params(new)]).await.is_ok()
     })
     .await;
