@@ -129,12 +129,13 @@ impl Known {
     /// Whether the rows of the finer tier still have all of a coarser one's time. Rows of a later time than now, of a
     /// clock that was ahead once, say nothing of that.
     fn is_whole(&self, finer: Tier, from: u32) -> bool {
-        let newest = match (self.minute, finer) {
-            (Some(minute), Tier::Minute) => Some(minute),
-            (Some(minute), _) => Some(minute / 60),
-            (None, _) => self.rows(finer).slots().last().copied(),
+        let now = match (self.minute, finer) {
+            (Some(minute), Tier::Minute) => minute,
+            (Some(minute), _) => minute / 60,
+            (None, _) => u32::MAX,
         };
-        newest.is_some_and(|newest| u64::from(newest) < u64::from(from) + u64::from(finer.rows()))
+        let newest = self.rows(finer).slots().iter().rfind(|slot| **slot <= now);
+        newest.is_some_and(|newest| u64::from(*newest) < u64::from(from) + u64::from(finer.rows()))
     }
 
     /// Made of the finer rows where they reach, else as written.

@@ -185,6 +185,32 @@ fn a_vm_that_is_off_for_days_keeps_the_hour_and_the_day_it_went_off_in() {
 }
 
 #[test]
+fn a_day_that_was_made_of_a_part_is_made_anew_of_all_the_hours_that_are_left_however_late() {
+    let mut world = World::new();
+    world.until(26 * 3600 + 1200);
+    // Gone for some minutes: its day is made of what there is.
+    for minute in 1..=3 {
+        let at_s = world.now_s + minute * 60;
+        let sweep = Sweep {
+            at: Timestamp(at_s * 1000),
+            instant: world.origin + Duration::from_secs(at_s - BEGIN_S),
+            took: Duration::ZERO,
+            objects: Vec::new(),
+            problems: Vec::new(),
+        };
+        world.history.record(&Arc::new(sweep));
+    }
+    world.now_s += 200;
+    world.until(40 * 3600);
+    world.restart();
+    // Killed, and nobody there for eight days.
+    world.now_s += 8 * 86_400;
+    world.until(40 * 3600 + 8 * 86_400 + 7200);
+    let (_, days) = world.ask("memory", 86_400, 2 * 86_400 - 1, 86_400);
+    assert_eq!(days, [Some(31.5)], "of hours 24 to 39");
+}
+
+#[test]
 fn hours_that_ended_while_no_agent_was_there_are_made_of_the_minutes_it_left() {
     let mut world = World::new();
     world.until(5 * 3600 + 2400);
