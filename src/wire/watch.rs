@@ -118,6 +118,10 @@ impl Watch {
         state.phase = phase;
         state.untouched = false;
         state.answer_written = false;
+        if phase == Phase::Body {
+            // Hyper looks once for more right behind the head: what it found is the body's.
+            state.early = false;
+        }
         let timeout = match (state.ended, timeout) {
             (true, Some(timeout)) => Some(timeout.min(HALF_CLOSED)),
             (true, None) => Some(HALF_CLOSED),
@@ -237,5 +241,43 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request with a body, read and answered; bytes come at the moments that are named.
+    fn after_a_request(bytes: &[Phase]) -> Phase {
+        let second = Duration::from_secs(1);
+        let watch = Watch::new(Timeouts { head: second, body: second, idle: second, write: second });
+        let come = |phase| {
+            if bytes.contains(&phase) {
+                watch.bytes_came();
+            }
+        };
+        watch.bytes_came();
+        watch.enter(Phase::Call);
+        come(Phase::Head);
+        watch.enter(Phase::Body);
+        come(Phase::Body);
+        watch.enter(Phase::Call);
+        come(Phase::Call);
+        watch.enter(Phase::Answer);
+        come(Phase::Answer);
+        watch.answer_written();
+        watch.flushed();
+        watch.phase()
+    }
+
+    #[tokio::test]
+    async fn bytes_of_a_body_that_come_right_behind_the_head_begin_no_other_head() {
+        for its_own in [&[][..], &[Phase::Head], &[Phase::Body], &[Phase::Head, Phase::Body]] {
+            assert_eq!(after_a_request(its_own), Phase::Idle, "{its_own:?}");
+        }
+        for of_the_next in [&[Phase::Call][..], &[Phase::Answer], &[Phase::Head, Phase::Call]] {
+            assert_eq!(after_a_request(of_the_next), Phase::Head, "{of_the_next:?}");
+        }
     }
 }
